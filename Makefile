@@ -1,0 +1,43 @@
+# Two commands: `make quickstart` trains the embedded model, `make test` passes the tests.
+# Each makes .venv by itself, from the first Python here that is 3.11 or 3.12.
+
+CANDIDATES = python3.11 python3.12 python3 python
+SUITABLE   = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON    := $(shell for p in $(CANDIDATES); do "$$p" -c "$(SUITABLE)" >/dev/null 2>&1 && echo "$$p" && break; done)
+BIN        = .venv/bin
+PIP        = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+CODE       = k2rl envs rewards tests benchmarks
+# The pinned build, named before anything asks for just any torch.
+TORCH      = $(shell grep '^torch==' constraints.txt)
+
+.PHONY: quickstart test lint clean
+
+quickstart: .venv/.installed
+	$(BIN)/k2rl train quickstart $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+# Stamps: a second call is instant, a changed pyproject.toml or constraints.txt installs again.
+.venv/.installed: pyproject.toml constraints.txt
+ifeq ($(PYTHON),)
+	@echo "error: no Python 3.11 or 3.12 with venv here (tried: $(CANDIDATES)); install one, or: make PYTHON=/path/to/python" >&2; exit 2
+endif
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv; the first time takes a few minutes"
+	@$(PIP) "$(TORCH)"
+	@$(PIP) -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	@$(PIP) -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

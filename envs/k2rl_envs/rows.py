@@ -1,0 +1,179 @@
+"""Rows of a data file (JSON lines, a JSON list, parquet) under names of ours, split into train and test.
+
+The field map says which column holds what, `{"prompt": "question", "answer": "answer"}`; `"Body+Question"`
+joins two columns with a space. What is wrong with a file is told by file, line and field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from k2rl import rng
+from k2rl.errors import UserError, did_you_mean
+from k2rl.types import Split
+
+TEST_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: `values` by our names, `columns` their names in the file, `place` such as
+    `train.jsonl, line 3`."""
+
+    values: Mapping[str, Any]
+    columns: Mapping[str, str]
+    place: str
+
+    @property
+    def prompt(self) -> str:
+        return str(self.values["prompt"])
+
+    def error(self, name: str, problem: str) -> UserError:
+        """A user's error about one of the values."""
+        return UserError(f"{self.place}, field {self.columns[name]!r}: {problem}")
+
+
+def read_rows(path: str | Path, fields: Mapping[str, str]) -> list[Row]:
+    """The rows of a file with the fields of the map.
+
+    Raises:
+        UserError: no such file, an unknown kind of file, one that can't be read or is empty, a row without
+            one of the fields, a prompt that is no text.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"no data file {path} (looked in {Path.cwd()})")
+    readers = {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet}
+    if path.suffix not in readers:
+        raise UserError(
+            f"{path}: can't read {path.suffix or 'a file without suffix'}: use {', '.join(readers)}"
+        )
+    rows = [_row(f"{path}, {where}", record, fields) for where, record in readers[path.suffix](path)]
+    if not rows:
+        raise UserError(f"{path} holds no rows")
+    return rows
+
+
+def load_splits(
+    data: str | Path,
+    test_data: str | Path | None,
+    fields: Mapping[str, str],
+    test_share: float = TEST_SHARE,
+) -> dict[Split, list[Row]]:
+    """Train and test rows in file order, no prompt twice, and none on both sides.
+
+    With `test_data` that file is the test split, and training rows with a prompt of it are dropped. Without,
+    a hash of the prompt decides (of the prompt alone, so that its duplicates fall on one side).
+
+    Raises:
+        UserError: as `read_rows`; a share outside (0, 1); a side that is left without rows.
+    """
+    if not 0.0 < test_share < 1.0:
+        raise UserError(f"test_share must lie between 0 and 1, got {test_share!r}")
+    rows = _distinct(read_rows(data, fields))
+    splits: dict[Split, list[Row]]
+    if test_data is not None:
+        test = _distinct(read_rows(test_data, fields))
+        held_out = {_prompt_key(r) for r in test}
+        splits = {"train": [r for r in rows if _prompt_key(r) not in held_out], "test": test}
+        if not splits["train"]:
+            raise UserError(f"every prompt of {data} is also in {test_data}: no row is left to train on")
+        return splits
+    splits = {"train": [], "test": []}
+    for row in rows:
+        in_test = rng.in_test_split("rows", _prompt_key(row), share=test_share)
+        splits["test" if in_test else "train"].append(row)
+    for split, found in splits.items():
+        if not found:
+            raise UserError(
+                f"{data}: none of its {len(rows)} rows falls in the {split} split at "
+                f"test_share={test_share:g}: change test_share or give test_data"
+            )
+    return splits
+
+
+def shuffled(rows: list[Row], split: Split, seed: int) -> Iterator[Row]:
+    """The rows in an order fixed by split and seed."""
+    for i in rng.generator("rows", split, seed).permutation(len(rows)):
+        yield rows[int(i)]
+
+
+def _prompt_key(row: Row) -> str:
+    return " ".join(row.prompt.split())
+
+
+def _distinct(rows: Iterable[Row]) -> list[Row]:
+    return list({_prompt_key(r): r for r in reversed(list(rows))}.values())[::-1]
+
+
+def _row(place: str, record: object, fields: Mapping[str, str]) -> Row:
+    if not isinstance(record, Mapping):
+        raise UserError(f"{place}: a row must be an object of fields, got {type(record).__name__}")
+    values = {}
+    for name, column in fields.items():
+        parts = [column] if column in record else [c.strip() for c in column.split("+")]
+        for part in parts:
+            if record.get(part) is None:
+                known = [str(k) for k, v in record.items() if v is not None]
+                raise UserError(
+                    f"{place}: no field {part!r} for {name}{did_you_mean(part, known)}: "
+                    f"the row has {', '.join(known) or 'none'}; set fields.{name}"
+                )
+        values[name] = (
+            record[parts[0]] if len(parts) == 1 else " ".join(str(record[p]).strip() for p in parts)
+        )
+    row = Row(values, dict(fields), place)
+    if "prompt" in values and not (isinstance(values["prompt"], str) and values["prompt"].strip()):
+        raise row.error("prompt", f"a prompt must be text, got {values['prompt']!r}")
+    return row
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from None
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}") from None
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
+    # Not splitlines(): JSON strings may hold U+2028 and its like.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{path}, line {number}: not JSON: {error.msg} (column {error.colno})"
+                ) from None
+
+
+def _json_list(path: Path) -> Iterator[tuple[str, object]]:
+    text = _text(path)
+    try:
+        records = json.loads(text) if text.strip() else []
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {error.lineno}: not JSON: {error.msg} (JSON lines go in .jsonl)"
+        ) from None
+    if not isinstance(records, list):
+        raise UserError(f"{path}: must hold a list of rows, got {type(records).__name__}")
+    yield from ((f"row {i}", record) for i, record in enumerate(records, start=1))
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, object]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UserError(f'reading {path} needs pyarrow: pip install "k2rl[parquet]"') from None
+    try:
+        records = parquet.read_table(path).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
+    yield from ((f"row {i}", record) for i, record in enumerate(records, start=1))

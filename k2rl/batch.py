@@ -1,0 +1,139 @@
+"""From scored groups and PTX examples to token tensors, masks and coefficients.
+
+Position t of every tensor speaks about token t: `mask_B_L[b, t]` is 1 where token t was said by the policy (or is
+a PTX target), and its log-prob comes from the logits at t - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from k2rl.losses import Objective
+from k2rl.types import Rollout, ScoredGroup
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Texts with target tokens at T = 1: PTX examples or SFT demonstrations."""
+
+    tokens_B_L: torch.Tensor
+    mask_B_L: torch.Tensor
+    lengths_B: torch.Tensor
+    coefficients_B: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mini-batch: whole groups, and the PTX texts that go with them.
+
+    Shapes: (B, L) tokens, mask, log-probs of the sampling policy, temperatures (1 where no policy token is);
+    (B,) true lengths, advantages, coefficients. Right-padded.
+    """
+
+    tokens_B_L: torch.Tensor
+    mask_B_L: torch.Tensor
+    old_logprobs_B_L: torch.Tensor
+    temperatures_B_L: torch.Tensor
+    lengths_B: torch.Tensor
+    advantages_B: torch.Tensor
+    coefficients_B: torch.Tensor
+    ptx: TextBatch | None = None
+    first_of_iteration: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text to learn: token ids, of which those from `start` on are targets."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+def batches(
+    groups: Sequence[ScoredGroup], objective: Objective, updates: int, texts: Sequence[TextBatch | None], pad_id: int
+) -> Iterator[Batch]:
+    """Mini-batches of whole groups, as even as they come; the u-th carries `texts[u]`.
+
+    Groups are dealt out in turn, so that each mini-batch has the mixture of envs. Fewer groups than updates give
+    fewer mini-batches.
+    """
+    for update in range(min(updates, len(groups))):
+        chosen = groups[update::updates]
+        coefficients = objective.coefficients([[r.policy_tokens for r in g.rollouts] for g in chosen])
+        rollouts = [r for g in chosen for r in g.rollouts]
+        yield replace(
+            _pack(rollouts, pad_id),
+            advantages_B=torch.tensor([a for g in chosen for a in g.advantages], dtype=torch.float32),
+            coefficients_B=torch.tensor([c for group in coefficients for c in group], dtype=torch.float32),
+            ptx=texts[update],
+            first_of_iteration=update == 0,
+        )
+
+
+def text_batch(examples: Sequence[Example], weight: float, pad_id: int) -> TextBatch:
+    """Examples with coefficient weight / (target tokens of all of them)."""
+    lengths = [len(e.ids) for e in examples]
+    tokens = np.full((len(examples), max(lengths)), pad_id, dtype=np.int64)
+    mask = np.zeros(tokens.shape, dtype=np.float32)
+    for b, example in enumerate(examples):
+        tokens[b, : lengths[b]] = example.ids
+        mask[b, example.start : lengths[b]] = 1.0
+    coefficient = weight / max(float(mask.sum()), 1.0)
+    return TextBatch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(mask),
+        torch.tensor(lengths),
+        torch.full((len(examples),), coefficient),
+    )
+
+
+T = TypeVar("T", Batch, TextBatch)
+
+
+def micro_batches(batch: T, max_tokens: int) -> Iterator[T]:
+    """Slices of at most `max_tokens` padded tokens (but at least one row), rows of like length together."""
+    order = torch.argsort(batch.lengths_B, descending=True, stable=True)
+    at = 0
+    while at < len(order):
+        length = int(batch.lengths_B[order[at]])
+        rows = order[at : at + max(1, max_tokens // length)]
+        at += len(rows)
+        cut: dict[str, object] = {"ptx": None} if isinstance(batch, Batch) else {}
+        for f in fields(batch):
+            value = getattr(batch, f.name)
+            if isinstance(value, torch.Tensor):
+                cut[f.name] = value[rows, :length] if value.dim() == 2 else value[rows]
+        yield type(batch)(**cut)  # type: ignore[arg-type]
+
+
+def _pack(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
+    lengths = [len(r.prompt_ids) + sum(len(s.ids) for s in r.segments) for r in rollouts]
+    shape = (len(rollouts), max(lengths))
+    tokens = np.full(shape, pad_id, dtype=np.int64)
+    mask, old = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+    temperatures = np.ones(shape, dtype=np.float32)
+    for b, rollout in enumerate(rollouts):
+        at = len(rollout.prompt_ids)
+        tokens[b, :at] = rollout.prompt_ids
+        for segment in rollout.segments:
+            end = at + len(segment.ids)
+            tokens[b, at:end] = segment.ids
+            if segment.source == "policy":
+                mask[b, at:end], old[b, at:end] = 1.0, segment.logprobs
+                temperatures[b, at:end] = segment.temperature
+            at = end
+    empty = torch.zeros(len(rollouts))
+    return Batch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(mask),
+        torch.from_numpy(old),
+        torch.from_numpy(temperatures),
+        torch.tensor(lengths),
+        empty,
+        empty,
+    )

@@ -1,0 +1,272 @@
+"""The command line. Exit codes: 0 done, 1 the run failed (named reason), 2 the user's input is wrong.
+
+Commands import what they need when they run, so that `k2rl --help` and `k2rl recipes` start without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from k2rl import assets
+from k2rl.errors import RunError, UserError
+from k2rl.types import Split
+
+if TYPE_CHECKING:
+    from k2rl.recipe import Recipe
+
+app = typer.Typer(
+    help="An RL post-training gym.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+env_app = typer.Typer(help="List environments, or start a new one.", no_args_is_help=True)
+app.add_typer(env_app, name="env")
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped name (see `k2rl recipes`), or the path of a .yaml.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value]…", help="Override keys of the recipe.")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+
+
+def main() -> None:
+    """Entry point: runs the command and turns the two named errors into one line and an exit code."""
+    try:
+        app()
+    except UserError as error:
+        _end(f"error: {error}", 2)
+    except RunError as error:
+        _end(f"run failed: {error}", 1)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer's code for Ctrl-C, which it reports without a word
+            _end("interrupted", 130)
+        raise
+
+
+def _end(line: str, code: int) -> None:
+    print(" ".join(line.split("\n")), file=sys.stderr)
+    sys.exit(code)
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the run is written  [default: runs/<recipe>-<time>]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a policy by RL."""
+    from k2rl.recipe import Recipe, load
+
+    loaded = load(Recipe, recipe, overrides or [])
+    where = run_dir or _default_run_dir(Path(recipe).stem, resume)
+    from k2rl.loop import train as run
+
+    summary = run(loaded, where, resume=resume, quiet=as_json)
+    if as_json:
+        _print_json(summary)
+
+
+def _default_run_dir(stem: str, resume: bool) -> Path:
+    """`runs/<stem>-<time>`.
+
+    Raises:
+        UserError: asked to resume, which needs to be told what; the newest run is suggested.
+    """
+    if resume:
+        runs = sorted(Path("runs").glob(f"{stem}-*"), key=lambda p: p.stat().st_mtime)
+        newest = f", such as --run-dir {runs[-1]}" if runs else ""
+        raise UserError(f"--resume needs --run-dir: name the run to go on with{newest}")
+    return Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+@app.command()
+def sft(
+    recipe: RecipeName,
+    out: Annotated[Path, typer.Option(help="A new folder for the model.")],
+    overrides: Overrides = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Warm-start a model on demonstrations from the environments' gold answers."""
+    from k2rl.recipe import SftRecipe, load
+
+    loaded = load(SftRecipe, recipe, overrides or [])
+    from k2rl.sft import sft as run
+
+    report = run(loaded, out, quiet=as_json)
+    if as_json:
+        _print_json(report)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Option(help="A transformers folder, a hub id, or nano.")],
+    env: Annotated[list[str], typer.Option(help="name, module:Class or file.py:Class; may repeat.")],
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="key=value", help="An argument of the (only) env; may repeat.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Tasks per environment.")] = 200,
+    k: Annotated[int, typer.Option("--k", min=1, help="Report pass@1 up to pass@k.")] = 1,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Responses per task  [default: 4, or k where it is larger; 1 if greedy]"),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")] = 1.0,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Budget of a response  [default: the task's or env's]")
+    ] = None,
+    seed: int = 0,
+    split: Split = "test",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
+) -> None:
+    """Evaluate a model: pass@k with intervals."""
+    if json_file is not None and not json_file.parent.is_dir():
+        raise UserError(f"--json {json_file}: no folder {json_file.parent}")
+    spec = _eval_recipe(model, env, arg or [], max_tokens)
+    from rich.console import Console
+
+    from k2rl.eval_policy import evaluate as run
+    from k2rl.eval_policy import table
+
+    report = run(
+        spec.model,
+        spec.envs,
+        n=n,
+        k=k,
+        samples=samples,
+        temperature=temperature,
+        seed=seed,
+        split=split,
+        quiet=False,
+    )
+    Console().print(table(report))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _eval_recipe(model: str, ids: Sequence[str], args: Sequence[str], max_tokens: int | None) -> Recipe:
+    """The model and envs of an evaluation as a recipe, so that both are checked as a recipe's are.
+
+    An environment is called by its id, or by its class where the id is a path.
+    """
+    from omegaconf import OmegaConf
+
+    from k2rl.recipe import Recipe, resolve
+
+    if args and len(ids) > 1:
+        raise UserError("--arg belongs to one environment: give a single --env with it")
+    for item in args:
+        if "=" not in item:
+            raise UserError(f"--arg {item!r}: write key=value, such as --arg level=3")
+    env_args = OmegaConf.from_dotlist(list(args))
+    envs: dict[str, Mapping[str, object]] = {}
+    for env_id in ids:
+        name = env_id.rpartition(":")[2].replace("/", "-").replace(".", "-")
+        if name in envs:
+            raise UserError(f"--env {env_id}: two environments are called {name!r}; evaluate them one by one")
+        envs[name] = {
+            "id": env_id,
+            "args": OmegaConf.to_container(env_args),
+            "budget": {"tokens": max_tokens},
+        }
+    return resolve(Recipe, {"model": {"path": model}, "envs": envs}, source="k2rl eval")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None, as_json: JsonFlag = False
+) -> None:
+    """List the shipped recipes, or print one."""
+    if name is not None:
+        text = assets.recipe(name).read_text(encoding="utf-8")
+        if as_json:
+            _print_json({"name": Path(name).stem, "description": _first_comment(text), "text": text})
+        else:
+            print(text, end="")
+        return
+    rows = [
+        {"name": stem, "description": _first_comment(path.read_text(encoding="utf-8")), "path": str(path)}
+        for stem, path in assets.recipes().items()
+    ]
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_table(rows, ("name", "description"))
+
+
+def _first_comment(text: str) -> str:
+    comments = (line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#"))
+    return next((c for c in comments if c), "")
+
+
+@env_app.command("list")
+def env_list(as_json: JsonFlag = False) -> None:
+    """List the installed environments."""
+    from k2rl.doctor import describe_envs
+
+    rows = describe_envs()
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_table(rows, ("name", "target", "summary", "distribution"))
+
+
+@env_app.command("new")
+def env_new(
+    name: Annotated[str, typer.Argument(help="A Python identifier, such as word_chain.")],
+    folder: Annotated[Path, typer.Option("--dir", help="Where to write the two files.")] = Path(),
+) -> None:
+    """Write a working environment and its test, to be changed into yours."""
+    from k2rl.scaffold import new_env
+
+    created = new_env(name, folder)
+    for path in created.files:
+        print(f"wrote {path}")
+    print(f"test it:      {created.test_command}")
+    print(f"train on it:  {created.train_command}")
+
+
+@app.command()
+def doctor(as_json: JsonFlag = False) -> None:
+    """Check this installation; exit code 1 if something required is broken."""
+    from k2rl.doctor import examine
+
+    rows = [check.to_json() for check in examine()]
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_table(rows, ("status", "what", "found", "fix"))
+    broken = [str(row["what"]) for row in rows if row["status"] == "broken"]
+    if broken:
+        raise RunError(f"broken: {', '.join(broken)}")
+
+
+def _print_json(data: object) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(row[column])) for column in columns))  # Text: no markup in others' words
+    Console().print(table)

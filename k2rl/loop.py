@@ -1,0 +1,164 @@
+"""Reinforcement learning, one iteration at a time.
+
+Left out here on purpose: the critic and its pairs, and everything beyond one process. What the disk holds is
+`runlog.py`'s and `checkpoint.py`'s; this page is the algorithm.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from k2rl import checkpoint
+from k2rl.batch import batches, text_batch
+from k2rl.curriculum import Curriculum
+from k2rl.progress import live
+from k2rl.recipe import Recipe
+from k2rl.runlog import RunLog, writing
+from k2rl.scoring import score
+from k2rl.setup import Parts, build, evaluation, summary_of
+from k2rl.types import Group, mean
+
+
+class Run:
+    """A run's parts, and the clock that tells where its time goes."""
+
+    def __init__(self, recipe: Recipe, parts: Parts) -> None:
+        self.recipe, self.parts = recipe, parts
+        self.times: dict[str, float] = {}
+
+    def iterate(self, iteration: int) -> tuple[dict[str, float], list[Group]]:
+        """One iteration: metrics, and the groups it was made of."""
+        recipe, parts = self.recipe, self.parts
+        progress = (iteration - 1) / max(recipe.run.iterations, 1)
+        started = time.perf_counter()
+        with self.clock("rollout"):
+            tasks = parts.curriculum.next(recipe.rollout.tasks - len(parts.driver.pending))
+            groups = parts.driver.collect(tasks, iteration, lambda env: parts.temperature(env, progress))
+        with self.clock("score"):
+            scored = score(groups, recipe.envs, parts.objective, recipe.run.max_failure_rate)
+        with self.clock("train"):
+            updates = recipe.trainer.updates_per_iteration
+            texts = [self.ptx_texts(progress) for _ in range(updates)]
+            lr = recipe.optim.lr.at(progress)
+            stats = [
+                parts.trainer.step(batch, lr=lr)
+                for batch in batches(scored.groups, parts.objective, updates, texts, parts.policy.chat.pad_id)
+            ]
+        with self.clock("sync"):
+            parts.sampler.publish(parts.trainer.named_tensors(), iteration)
+        metrics = {"iteration": iteration, **scored.metrics, **_averages(stats)}
+        tokens = sum(r.policy_tokens for g in groups for r in g.rollouts)
+        total = time.perf_counter() - started
+        metrics |= {f"time/{k}": v for k, v in self.times.items()} | {"time/iteration": total}
+        metrics["perf/tokens_per_s"] = tokens / total
+        self.times = {}
+        return metrics, groups
+
+    def ptx_texts(self, progress: float) -> Any:
+        """The PTX examples of one update, or None where its weight is 0."""
+        ptx, weight = self.recipe.ptx, self.recipe.ptx.weight.at(progress)
+        if self.parts.ptx is None:
+            return None
+        return text_batch(self.parts.ptx.next(ptx.tokens), weight, self.parts.policy.chat.pad_id)
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Add the time spent inside to `time/<phase>`."""
+        started = time.perf_counter()
+        yield
+        self.times[phase] = self.times.get(phase, 0.0) + time.perf_counter() - started
+
+    def state(self, extra: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint holds besides weights and moments."""
+        parts = self.parts
+        return {
+            "curriculum": parts.curriculum.state(),
+            "ptx_given": parts.ptx.given if parts.ptx else 0,
+            "pending": parts.driver.state(),
+            **extra,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        parts = self.parts
+        parts.curriculum.restore(state["curriculum"])
+        if parts.ptx:
+            parts.ptx.given = state["ptx_given"]
+        parts.driver.restore(state["pending"])
+        parts.sampler.publish(parts.trainer.named_tensors(), state["iteration"])
+
+
+def train(recipe: Recipe, run_dir: Path, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Run a recipe to its end and return the summary that `summary.json` holds.
+
+    Raises:
+        UserError: the recipe, the model, the data or the run directory is wrong.
+        RunError: the run stopped for a named reason; its last checkpoint is whole.
+    """
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    with live("starting", quiet) as show:
+        show(0, 1, "loading the model and the tasks")
+        parts = build(recipe)
+    try:
+        log = RunLog.open(run_dir, recipe, resume)
+        try:
+            return _train(Run(recipe, parts), log, resume, quiet)
+        finally:
+            log.close()
+    finally:
+        parts.close()
+
+
+def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
+    recipe, parts = run.recipe, run.parts
+    parts.check_space(log.folder)
+    state = checkpoint.load(log.checkpoints, parts.trainer) if resume else None
+    log.truncate(state["iteration"] if state else 0)
+    if state:
+        run.restore(state)
+        before, elapsed, first = state["eval_before"], state["wall_s"], state["iteration"] + 1
+    else:
+        before, elapsed, first = evaluation(recipe, parts, quiet, "before"), 0.0, 1
+    started = time.perf_counter() - elapsed
+    with live("training", quiet) as show:
+        for iteration in range(first, recipe.run.iterations + 1):
+            metrics, groups = run.iterate(iteration)
+            if recipe.run.eval_every and iteration % recipe.run.eval_every == 0:
+                results = evaluation(recipe, parts, True, "during")
+                metrics |= {f"eval/{env}/pass@1": r["pass@1"] for env, r in results.items()}
+            log.iteration(metrics, groups)
+            if iteration % recipe.run.checkpoint_every == 0 or iteration == recipe.run.iterations:
+                extra = {"eval_before": before, "wall_s": time.perf_counter() - started}
+                with writing(log.checkpoints):
+                    checkpoint.save(
+                        log.checkpoints, iteration, parts.trainer, run.state(extra), recipe.run.checkpoints_kept
+                    )
+            show(iteration, recipe.run.iterations, _status(metrics, parts.curriculum))
+    wall = time.perf_counter() - started
+    log.replace_folder("model", parts.save_model)
+    after = evaluation(recipe, parts, quiet, "after")
+    summary = summary_of(recipe, before, after, wall)
+    log.summary(summary)
+    return summary
+
+
+def _averages(stats: list[dict[str, float]]) -> dict[str, float]:
+    """The mean over an iteration's updates."""
+    return {key: mean([s[key] for s in stats if key in s]) for key in (stats[0] if stats else {})}
+
+
+def _status(metrics: dict[str, float], curriculum: Curriculum) -> str:
+    """What a person wants to see of an iteration."""
+    parts = [
+        f"{name}: {100 * metrics[f'success/{name}']:.0f} % right, {metrics[f'tokens/{name}']:.0f} tokens"
+        for name in curriculum.pools
+        if f"success/{name}" in metrics
+    ]
+    errors = int(sum(v for k, v in metrics.items() if k.startswith("errors/") and k != "errors/groups_dropped"))
+    return "  ".join([*parts, f"{metrics['perf/tokens_per_s']:.0f} tok/s", *([f"{errors} errors"] if errors else [])])

@@ -1,0 +1,96 @@
+"""Load a policy (model, tokenizer, chat) from a transformers folder, a hub id or the embedded nano; save one."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from k2rl import assets
+from k2rl.chat import Chat
+from k2rl.errors import UserError
+from k2rl.recipe import ModelConfig
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model with its tokenizer and chat; `context` is the most tokens it takes."""
+
+    model: Any
+    tokenizer: Any
+    chat: Chat
+    context: int
+
+
+def load_policy(config: ModelConfig) -> Policy:
+    """Raises `UserError` naming the path when there is no loadable causal LM there."""
+    path = str(assets.NANO) if config.path == "nano" else os.path.expanduser(config.path)
+    looks_local = config.path.startswith((".", "/", "~")) or os.sep in path and Path(path).parent.is_dir()
+    if config.path == "nano" and not assets.NANO.is_dir():
+        raise UserError("the embedded model nano is not part of this installation: make it with `k2rl sft nano_sft`")
+    if looks_local and not (Path(path) / "config.json").is_file():
+        raise UserError(f"model.path={config.path}: no config.json there; give a transformers folder or a hub id")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    device = pick_device(config.device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=_dtype(config.dtype),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path={config.path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    model.to(device).eval()
+    return Policy(model, tokenizer, Chat(tokenizer, _generation_stops(path)), context_length(model))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one. Raises `UserError` for a device torch does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"model.device={name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def context_length(model: Any) -> int:
+    """The most positions the model takes; very large where its config does not say."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+
+
+def save_policy(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a transformers folder that plain transformers and vLLM load. `dtype` stores the weights in another
+    type than they are trained in."""
+    tensors = {n: t.detach().to("cpu", dtype or t.dtype).contiguous() for n, t in model.state_dict().items()}
+    kept, model.config.dtype = model.config.dtype, dtype or model.dtype
+    model.save_pretrained(folder, state_dict=tensors)
+    model.config.dtype = kept
+    tokenizer.save_pretrained(folder)
+
+
+def _dtype(name: str) -> torch.dtype:
+    """`auto` is float32: AdamW updates at RL's learning rates vanish in bfloat16 weights."""
+    dtype = torch.float32 if name == "auto" else getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _generation_stops(path: str) -> list[int]:
+    """The end tokens a model's generation config lists."""
+    try:
+        eos = GenerationConfig.from_pretrained(path).eos_token_id
+    except (OSError, ValueError, json.JSONDecodeError):
+        return []
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)

@@ -1,0 +1,376 @@
+"""Drive environments with a sampler until each task's group is complete.
+
+Token in, token out: the ids and log-probs the engine produced are kept as they are, text is decoded for the
+environment alone. With `pause_share` below 1 an iteration ends once that share of its rollouts is done; the rest
+keep their segments (with their own log-probs, temperature and policy version) and go on first in the next one.
+"""
+
+from __future__ import annotations
+
+import base64
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from k2rl import budget, rng
+from k2rl.chat import Chat
+from k2rl.env import Env, single_turn
+from k2rl.envpool import EnvPool
+from k2rl.protocols import Completion, Request, Sampler
+from k2rl.types import End, Group, Message, Rollout, Segment, Status, Task, Verdict
+
+
+@dataclass
+class Trajectory:
+    """A rollout under way. `said` are the ids of the current policy turn; `actions` the turns before it."""
+
+    task: Task
+    k: int
+    limit: int
+    temperature: float
+    born: int
+    env: Env | None = None
+    prompt_ids: tuple[int, ...] = ()
+    segments: list[Segment] = field(default_factory=list)
+    said: tuple[int, ...] = ()
+    actions: list[str] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    env_return: float = 0.0
+    end: End | None = None
+
+    @property
+    def used(self) -> int:
+        return sum(len(s.ids) for s in self.segments if s.source == "policy")
+
+    @property
+    def context_ids(self) -> tuple[int, ...]:
+        return (*self.prompt_ids, *(i for s in self.segments for i in s.ids))
+
+    def finish(self) -> Rollout:
+        assert self.end is not None
+        return Rollout(
+            self.task,
+            self.k,
+            self.prompt_ids,
+            tuple(self.segments),
+            self.end,
+            tuple(self.verdicts),
+            tuple(self.actions),
+            self.env_return,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        state = self.env.snapshot() if self.env is not None and self.end is None else None
+        return {
+            "task": self.task.to_json(),
+            "k": self.k,
+            "limit": self.limit,
+            "temperature": self.temperature,
+            "born": self.born,
+            "prompt_ids": list(self.prompt_ids),
+            "segments": [asdict(s) for s in self.segments],
+            "said": list(self.said),
+            "actions": self.actions,
+            "verdicts": [asdict(v) for v in self.verdicts],
+            "env_return": self.env_return,
+            "end": self.end,
+            "snapshot": None if state is None else base64.b64encode(state).decode("ascii"),
+        }
+
+
+@dataclass
+class PendingGroup:
+    """A group that is not complete yet: all its trajectories, finished ones among them."""
+
+    task: Task
+    trajectories: list[Trajectory]
+
+    @property
+    def complete(self) -> bool:
+        return all(t.end is not None for t in self.trajectories)
+
+
+@dataclass(frozen=True)
+class _EnvWork:
+    """What a worker is doing. `awaited`: its answer steers what is sampled next, so it is waited for in order."""
+
+    future: Future[list[Callable[[], None]]]
+    awaited: bool
+
+    def apply(self) -> None:
+        for change in self.future.result():
+            change()
+
+
+class RolloutDriver:
+    """Rolls tasks out into groups.
+
+    Args:
+        purpose: what the draws are keyed by; training and evaluation differ in it.
+        deterministic: wait for multi-turn environments in order, so that a run does not depend on their timing.
+    """
+
+    def __init__(
+        self,
+        pool: EnvPool,
+        sampler: Sampler,
+        chat: Chat,
+        *,
+        seed: int,
+        group_size: int,
+        pause_share: float = 1.0,
+        purpose: str = "sample",
+        deterministic: bool = True,
+    ) -> None:
+        self.pool, self.sampler, self.chat = pool, sampler, chat
+        self.seed, self.group_size, self.pause_share = seed, group_size, pause_share
+        self.purpose, self.deterministic = purpose, deterministic
+        self.pending: list[PendingGroup] = []
+        self.restarted = 0
+        """Groups that had to start anew because their environment can be neither replayed nor restored."""
+        self._by_request: dict[str, list[Trajectory]] = {}
+        self._open: dict[str, int] = {}
+        self._env_work: list[_EnvWork] = []
+        self._requests = 0
+
+    def collect(
+        self,
+        tasks: Sequence[Task],
+        iteration: int,
+        temperature: Callable[[str], float],
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Group]:
+        """Complete groups: those left over from before first, then those of `tasks`.
+
+        `temperature` maps an env name to this iteration's. `on_progress(done, total)` counts rollouts.
+        """
+        carried = [t for g in self.pending for t in g.trajectories if t.end is None]
+        groups = self.pending + [self._new_group(task, iteration, temperature) for task in tasks]
+        self._generate([[t] for t in carried])
+        for group in groups[len(self.pending) :]:
+            self._start(group)
+        total = sum(len(g.trajectories) for g in groups)
+        enough = total if self.pause_share >= 1 else int(self.pause_share * total)
+        while (done := sum(t.end is not None for g in groups for t in g.trajectories)) < enough:
+            on_progress(done, total)
+            self._advance()
+        on_progress(done, total)
+        self._pause()
+        self.pending = [g for g in groups if not g.complete]
+        return [Group(g.task, tuple(t.finish() for t in g.trajectories)) for g in groups if g.complete]
+
+    # --- one step of everything --------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Let the environments' answers in, then the sampler's. Waits only when nothing else can move."""
+        waiting, self._env_work = self._env_work, []
+        for work in waiting:
+            if self._by_request and not work.awaited and not work.future.done():
+                self._env_work.append(work)
+            else:
+                work.apply()
+        if not self._by_request:
+            return
+        completions = self.sampler.poll()
+        acting: dict[str, list[Trajectory]] = {}
+        for completion in completions:
+            trajectory = self._take(completion)
+            if completion.finish == "length":
+                self._end(trajectory, End.BUDGET, Verdict.malformed(f"cut at its budget of {trajectory.limit} tokens"))
+            else:
+                acting.setdefault(trajectory.task.env, []).append(trajectory)
+        for name, trajectories in acting.items():
+            self._act(name, trajectories)
+
+    def _take(self, completion: Completion) -> Trajectory:
+        """Add a completion's tokens to its trajectory."""
+        waiting = self._by_request[completion.request_id]
+        trajectory = waiting[completion.index]
+        if completion.ids:
+            segment = Segment(
+                "policy", completion.ids, completion.logprobs, trajectory.temperature, completion.version
+            )
+            trajectory.segments.append(segment)
+            trajectory.said += completion.ids
+        self._open[completion.request_id] -= 1
+        if not self._open[completion.request_id]:
+            del self._by_request[completion.request_id], self._open[completion.request_id]
+        return trajectory
+
+    def _generate(self, shared: Sequence[list[Trajectory]]) -> None:
+        """Ask for the next policy tokens; trajectories listed together share their context."""
+        requests = []
+        for trajectories in shared:
+            first = trajectories[0]
+            self._requests += 1
+            request_id = f"{first.task.id}/{self._requests}"
+            self._by_request[request_id] = list(trajectories)
+            self._open[request_id] = len(trajectories)
+            requests.append(
+                Request(
+                    id=request_id,
+                    prompt_ids=first.context_ids,
+                    keys=tuple(
+                        rng.key(self.seed, self.purpose, t.born, t.task.id, t.k, len(t.actions)) for t in trajectories
+                    ),
+                    max_new_tokens=first.limit - first.used,
+                    temperature=first.temperature,
+                    stop_ids=self.chat.stop_ids,
+                    first_position=len(first.said),
+                )
+            )
+        self.sampler.submit(requests)
+
+    # --- the environment's side --------------------------------------------------------------------------
+
+    def _new_group(self, task: Task, iteration: int, temperature: Callable[[str], float]) -> PendingGroup:
+        spec, env = self.pool.specs[task.env], self.pool.templates[task.env]
+        limit = budget.limit(task, spec.budget, env.budget)
+        heat = temperature(task.env)
+        return PendingGroup(task, [Trajectory(task, k, limit, heat, iteration) for k in range(self.group_size)])
+
+    def _start(self, group: PendingGroup) -> None:
+        """Reset the group's environments on a worker, then ask for their first turn together."""
+
+        def work() -> list[Callable[[], None]]:
+            started = [self._reset(t) for t in group.trajectories]
+
+            def apply() -> None:
+                shared: dict[tuple[int, ...], list[Trajectory]] = {}
+                encoded: dict[str, tuple[int, ...]] = {}
+                for trajectory, result in zip(group.trajectories, started, strict=True):
+                    if isinstance(result, Verdict):
+                        self._end(trajectory, End.ERROR, result)
+                        continue
+                    key = repr(result)
+                    if key not in encoded:
+                        encoded[key] = self.chat.prompt(result)
+                    trajectory.prompt_ids = encoded[key]
+                    shared.setdefault(encoded[key], []).append(trajectory)
+                self._generate(list(shared.values()))
+
+            return [apply]
+
+        self._env_work.append(_EnvWork(self.pool.submit(work), awaited=True))
+
+    def _reset(self, trajectory: Trajectory) -> Sequence[Message] | Verdict:
+        try:
+            trajectory.env = self.pool.spawn(trajectory.task.env)
+            observation, info = trajectory.env.reset(
+                seed=rng.key(self.seed, "env", trajectory.task.id) % 2**31, options={"task": trajectory.task}
+            )
+        except Exception as error:
+            return _failure(error, "reset")
+        messages: Sequence[Message] = info.get("messages") or ({"role": "user", "content": observation},)
+        return messages
+
+    def _act(self, name: str, trajectories: Sequence[Trajectory]) -> None:
+        """Hand finished turns to their environments on a worker."""
+        for trajectory in trajectories:
+            trajectory.actions.append(self.chat.parse(trajectory.said).content)
+            trajectory.said = ()
+
+        def work() -> list[Callable[[], None]]:
+            return [self._step(t) for t in trajectories]
+
+        steers = self.pause_share < 1 or not single_turn(self.pool.templates[name])
+        self._env_work.append(_EnvWork(self.pool.submit(work), awaited=self.deterministic and steers))
+
+    def _step(self, trajectory: Trajectory) -> Callable[[], None]:
+        """On a worker: one env step. Returns what to do about it on the loop's thread."""
+        assert trajectory.env is not None
+        try:
+            observation, reward, terminated, truncated, info = trajectory.env.step(trajectory.actions[-1])
+        except Exception as error:  # the rollout boundary: whatever an environment raises is its failure
+            failure = _failure(error, "step")
+            return lambda: self._end(trajectory, End.ERROR, failure)
+        verdict = info.get("verdict")
+
+        def apply() -> None:
+            trajectory.env_return += float(reward)
+            if verdict is not None:
+                trajectory.verdicts.append(verdict)
+            if terminated or truncated:
+                self._end(trajectory, End.ENV_LIMIT if truncated and not terminated else End.STOP, None)
+                return
+            messages = info.get("messages") or ({"role": "user", "content": observation},)
+            trajectory.segments.append(Segment("env", self.chat.extend(messages)))
+            if trajectory.used >= trajectory.limit:
+                self._end(trajectory, End.BUDGET, Verdict.malformed(f"used its budget of {trajectory.limit} tokens"))
+            else:
+                self._generate([[trajectory]])
+
+        return apply
+
+    def _end(self, trajectory: Trajectory, end: End, verdict: Verdict | None) -> None:
+        trajectory.end, trajectory.env = end, None
+        if verdict is not None:
+            trajectory.verdicts.append(verdict)
+        if trajectory.said:
+            trajectory.actions.append(self.chat.decode(trajectory.said))
+            trajectory.said = ()
+
+    # --- pause and resume --------------------------------------------------------------------------------
+
+    def _pause(self) -> None:
+        """Stop generating: what was said so far stays, as a segment of its own."""
+        while self._env_work:
+            waiting, self._env_work = self._env_work, []
+            for work in waiting:
+                work.apply()
+        for completion in self.sampler.abort():
+            self._take(completion)
+
+    def state(self) -> list[dict[str, Any]]:
+        """The unfinished groups as JSON."""
+        return [{"task": g.task.to_json(), "trajectories": [t.to_json() for t in g.trajectories]} for g in self.pending]
+
+    def restore(self, state: Sequence[Mapping[str, Any]]) -> list[Task]:
+        """Take the unfinished groups back; returns the tasks whose groups must start anew."""
+        restart = []
+        for saved in state:
+            task = Task.from_json(saved["task"])
+            work = self.pool.submit(lambda saved=saved: [self._revive(t) for t in saved["trajectories"]])  # type: ignore[misc]
+            trajectories = work.result()
+            if any(t is None for t in trajectories):
+                self.restarted += 1
+                restart.append(task)
+            else:
+                self.pending.append(PendingGroup(task, trajectories))
+        return restart
+
+    def _revive(self, saved: Mapping[str, Any]) -> Trajectory | None:
+        """On a worker: a trajectory with its environment restored or replayed; None if neither can be."""
+        trajectory = Trajectory(
+            Task.from_json(saved["task"]), saved["k"], saved["limit"], saved["temperature"], saved["born"]
+        )
+        done = Rollout.from_json({**saved, "text": saved["actions"], "end": saved["end"] or End.STOP})
+        trajectory.prompt_ids, trajectory.segments = done.prompt_ids, list(done.segments)
+        trajectory.said, trajectory.actions = tuple(saved["said"]), list(saved["actions"])
+        trajectory.verdicts, trajectory.env_return = list(done.verdicts), saved["env_return"]
+        if saved["end"] is not None:
+            trajectory.end = End(saved["end"])
+            return trajectory
+        env = trajectory.env = self.pool.spawn(trajectory.task.env)
+        if saved["snapshot"] is not None:
+            env.restore(trajectory.task, base64.b64decode(saved["snapshot"]))
+        elif not env.replayable and trajectory.actions:
+            return None
+        else:
+            self._reset(trajectory)
+            for action in trajectory.actions:
+                trajectory.env.step(action)
+        return trajectory
+
+
+def _failure(error: Exception, where: str) -> Verdict:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    detail = f"{where} raised {type(error).__name__}: {error} ({frame.name}, line {frame.lineno})"
+    return Verdict.failure(Status.VERIFIER_ERROR, detail)
+
+
+def multi_turn(envs: Mapping[str, Env]) -> list[str]:
+    """The names of the environments whose episodes may take more than one turn."""
+    return [name for name, env in envs.items() if not single_turn(env)]

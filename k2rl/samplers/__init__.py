@@ -1,0 +1,1 @@
+"""Who generates: see `protocols.Sampler`."""

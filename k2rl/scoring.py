@@ -1,0 +1,121 @@
+"""From verdicts to rewards to advantages, and the stop when too many rollouts have no verdict.
+
+A grader's or the machine's failure is never a reward: such a rollout leaves its group, is counted and shown; a group
+with fewer than two valid rollouts is dropped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from k2rl import budget
+from k2rl.errors import RunError, UserError
+from k2rl.losses import Objective
+from k2rl.recipe import EnvSpec
+from k2rl.types import End, Group, Rollout, ScoredGroup, Status, Verdict, mean
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The groups that train, and what an iteration's metrics say about all of them."""
+
+    groups: tuple[ScoredGroup, ...]
+    metrics: dict[str, float]
+
+
+def score(
+    groups: Sequence[Group], specs: Mapping[str, EnvSpec], objective: Objective, max_failure_rate: float
+) -> Scored:
+    """Rewards and advantages of an iteration's groups.
+
+    Raises:
+        RunError: more than `max_failure_rate` of the rollouts have no verdict; names the commonest cause.
+    """
+    scored = []
+    for group in groups:
+        rewards = [reward(r, specs[r.task.env]) for r in group.rollouts]
+        valid = [(r, x) for r, x in zip(group.rollouts, rewards, strict=True) if x is not None]
+        if len(valid) >= 2:
+            kept = [x for _, x in valid]
+            advantages = objective.advantages(kept)
+            scored.append(ScoredGroup(group.task, tuple(r for r, _ in valid), tuple(kept), tuple(advantages)))
+    check_failures([r for g in groups for r in g.rollouts], max_failure_rate)
+    return Scored(tuple(scored), _metrics(groups, scored, specs))
+
+
+def reward(rollout: Rollout, spec: EnvSpec) -> float | None:
+    """A rollout's reward in [-1, 1]; None where it has no valid verdict.
+
+    Raises:
+        UserError: a plain gymnasium env without verdicts and without a `reward_range`, or a return outside it.
+        RunError: the verdict waits for a judge, and there is none.
+    """
+    verdict = final_verdict(rollout, spec)
+    if verdict.status is Status.PENDING:
+        raise RunError(f"env {rollout.task.env} leaves its verdicts to a judge, and this run has no critic")
+    return None if verdict.score is None else budget.reward(verdict.score, rollout, spec.budget)
+
+
+def final_verdict(rollout: Rollout, spec: EnvSpec) -> Verdict:
+    """The verdict that counts: malformed when cut by the budget, else the env's last one, else its return mapped
+    from `reward_range`. Raises as `reward` does."""
+    if rollout.end is End.BUDGET:
+        return Verdict.malformed(f"cut at its budget of {rollout.policy_tokens} tokens")
+    return rollout.verdict or _from_return(rollout, spec)
+
+
+def correct(rollout: Rollout, spec: EnvSpec) -> bool:
+    """Whether the rollout passed."""
+    return final_verdict(rollout, spec).status is Status.CORRECT
+
+
+def _from_return(rollout: Rollout, spec: EnvSpec) -> Verdict:
+    name = rollout.task.env
+    if spec.reward_range is None:
+        raise UserError(
+            f"env {name} gives no verdict: set info['verdict'], or declare envs.{name}.reward_range=[lowest,highest]"
+        )
+    low, high = spec.reward_range
+    if not low <= rollout.env_return <= high:
+        raise UserError(f"env {name} returned {rollout.env_return}, outside envs.{name}.reward_range=[{low},{high}]")
+    return Verdict.of((rollout.env_return - low) / (high - low))
+
+
+def check_failures(rollouts: Sequence[Rollout], max_failure_rate: float) -> None:
+    """Raise `RunError` when more than this share of the rollouts has no verdict."""
+    failed = [r.verdict for r in rollouts if r.verdict is not None and not r.verdict.scored]
+    if len(failed) <= max_failure_rate * len(rollouts):
+        return
+    counts = Counter(v.status for v in failed)
+    commonest = counts.most_common(1)[0][0]
+    example = next(v.detail for v in failed if v.status is commonest)
+    raise RunError(
+        f"{len(failed)} of {len(rollouts)} rollouts have no verdict (run.max_failure_rate={max_failure_rate}): "
+        + ", ".join(f"{n} {s}" for s, n in counts.most_common())
+        + f"; for example: {example}"
+    )
+
+
+def _metrics(
+    groups: Sequence[Group], scored: Sequence[ScoredGroup], specs: Mapping[str, EnvSpec]
+) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name in sorted({g.task.env for g in groups}):
+        rollouts = [r for g in groups if g.task.env == name for r in g.rollouts]
+        own = [g for g in scored if g.task.env == name]
+        rewards = [x for g in own for x in g.rewards]
+        if rewards:
+            metrics[f"reward/{name}"] = mean(rewards)
+        metrics[f"success/{name}"] = mean([float(correct(r, specs[name])) for r in rollouts])
+        metrics[f"tokens/{name}"] = mean([float(r.policy_tokens) for r in rollouts])
+        metrics[f"budget_hit/{name}"] = mean([float(r.end is End.BUDGET) for r in rollouts])
+        metrics[f"even_groups/{name}"] = mean([float(len(set(g.rewards)) == 1) for g in own]) if own else 0.0
+        metrics[f"temperature/{name}"] = mean([s.temperature for r in rollouts for s in r.segments if s.logprobs])
+    statuses = Counter(r.verdict.status for g in groups for r in g.rollouts if r.verdict is not None)
+    for status in (Status.TIMEOUT, Status.VERIFIER_ERROR, Status.INFRA_ERROR):
+        metrics[f"errors/{status}"] = float(statuses[status])
+    metrics["errors/groups_dropped"] = float(len(groups) - len(scored))
+    return metrics
+

@@ -1,0 +1,162 @@
+"""Build a run's parts from its recipe, and measure the policy before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from k2rl import demonstrations, runlog
+from k2rl.curriculum import Curriculum, Fitting, disjoint, fitting, pool
+from k2rl.demonstrations import Stream
+from k2rl.envpool import EnvPool
+from k2rl.eval_policy import measure, tokens_needed
+from k2rl.losses import Objective, objective
+from k2rl.models import Policy, load_policy, save_policy
+from k2rl.progress import bar, console
+from k2rl.protocols import Sampler
+from k2rl.recipe import Recipe
+from k2rl.rollout import RolloutDriver, multi_turn
+from k2rl.samplers.torch_sampler import TorchSampler
+from k2rl.trainers.torch_trainer import TorchTrainer
+from k2rl.types import SCHEMA_VERSION, Task
+
+
+@dataclass
+class Parts:
+    """What an iteration works with."""
+
+    recipe: Recipe
+    policy: Policy
+    envs: EnvPool
+    objective: Objective
+    trainer: TorchTrainer
+    sampler: Sampler
+    driver: RolloutDriver
+    curriculum: Curriculum
+    ptx: Stream | None
+    test_tasks: dict[str, list[Task]]
+
+    def temperature(self, env: str, progress: float) -> float:
+        """The sampling temperature of an env: its own schedule, else the run's."""
+        own = self.recipe.envs[env].temperature
+        return (own or self.recipe.temperature).at(progress)
+
+    def save_model(self, folder: Path) -> None:
+        save_policy(self.policy.model, self.policy.tokenizer, folder)
+
+    def check_space(self, folder: Path) -> None:
+        """Weights and two moments per checkpoint, one more being written, and the final model."""
+        size = sum(p.numel() * p.element_size() for p in self.policy.model.parameters())
+        runlog.enough_space(folder, size * (3 * (self.recipe.run.checkpoints_kept + 1) + 1))
+
+    def close(self) -> None:
+        self.envs.close()
+        self.sampler.close()
+
+
+def build(recipe: Recipe) -> Parts:
+    """Raises `UserError` for whatever the recipe asks for that is not there."""
+    envs = EnvPool(recipe.envs, recipe.rollout.workers)
+    try:
+        return _build(recipe, envs)
+    except BaseException:
+        envs.close()
+        raise
+
+
+def _build(recipe: Recipe, envs: EnvPool) -> Parts:
+    policy = load_policy(recipe.model)
+    if multi_turn(envs.templates):
+        policy.chat.check_history()
+    train_tasks, test_tasks = _tasks(recipe, envs, policy)
+    goal = objective(recipe.objective)
+    sampler = TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots)
+    return Parts(
+        recipe,
+        policy,
+        envs,
+        goal,
+        TorchTrainer(policy.model, goal, recipe.optim, recipe.trainer.micro_batch_tokens),
+        sampler,
+        RolloutDriver(
+            envs,
+            sampler,
+            policy.chat,
+            seed=recipe.seed,
+            group_size=recipe.rollout.group_size,
+            pause_share=recipe.rollout.pause_share,
+        ),
+        Curriculum(train_tasks, recipe.envs, recipe.seed),
+        _ptx(recipe, envs, policy, train_tasks),
+        test_tasks,
+    )
+
+
+def _tasks(recipe: Recipe, envs: EnvPool, policy: Policy) -> tuple[dict[str, list[Task]], dict[str, list[Task]]]:
+    """Training pools and held-out tasks per env: disjoint, and within the model's context."""
+    train_tasks, test_tasks = {}, {}
+    needed: Callable[[Task], int] = tokens_needed(policy, envs)
+    for name, env in envs.templates.items():
+        train = pool(name, env, "train", recipe.seed, recipe.envs[name].pool)
+        test = pool(name, env, "test", 0, recipe.run.eval_tasks) if recipe.run.eval_tasks else []
+        disjoint(name, train, test)
+        fits = fitting(train, needed, policy.context)
+        test_fits = fitting(test, needed, policy.context) if test else Fitting([], 0)
+        if fits.left_out or test_fits.left_out:
+            console.print(
+                f"env {name}: {fits.left_out} of {len(train)} training and {test_fits.left_out} of {len(test)} test "
+                f"tasks left out: prompt and budget exceed the model's context of {policy.context} tokens"
+            )
+        train_tasks[name], test_tasks[name] = fits.tasks, test_fits.tasks
+    return train_tasks, test_tasks
+
+
+def _ptx(recipe: Recipe, envs: EnvPool, policy: Policy, tasks: dict[str, list[Task]]) -> Stream | None:
+    weight = recipe.ptx.weight
+    if weight.start == 0 and not weight.end:
+        return None
+    if recipe.ptx.data == "gold":
+        examples = demonstrations.from_gold(policy.chat, envs.templates, tasks)
+    else:
+        examples = demonstrations.from_file(policy.chat, Path(recipe.ptx.data))
+    return Stream(examples, recipe.seed, "ptx")
+
+
+def evaluation(recipe: Recipe, parts: Parts, quiet: bool, when: str) -> dict[str, dict[str, Any]]:
+    """Held-out pass@1 per env, sampled at T = 1, with the greedy one beside it; empty without `run.eval_tasks`."""
+    if not recipe.run.eval_tasks:
+        return {}
+    results: list[dict[str, dict[str, Any]]] = []
+    for temperature, label in ((1.0, "sampled"), (0.0, "greedy")):
+        with bar(f"evaluating {when}, {label}", quiet) as on_progress:
+            results.append(
+                measure(
+                    parts.sampler,
+                    parts.policy,
+                    parts.envs,
+                    parts.test_tasks,
+                    samples=1,
+                    k=1,
+                    temperature=temperature,
+                    seed=recipe.seed,
+                    on_progress=on_progress,
+                )
+            )
+    sampled, greedy = results
+    return {name: {**sampled[name], "greedy": greedy[name]["pass@1"]} for name in sampled}
+
+
+def summary_of(
+    recipe: Recipe, before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]], wall: float
+) -> dict[str, Any]:
+    """What `summary.json` holds: the policy before and after, and the seconds of the RL run without set-up."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "seed": recipe.seed,
+        "iterations": recipe.run.iterations,
+        "eval_before": before,
+        "eval_after": after,
+        "wall_s": wall,
+    }

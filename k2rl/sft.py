@@ -1,0 +1,219 @@
+"""Supervised warm start: learn the environments' gold demonstrations until a stated rule ends it.
+
+The weights are averaged over about the last `ema` steps, and the average is what is evaluated and saved, so that no
+learning-rate decay has to be timed. SFT ends when the held-out loss has fallen by less than `stop.improvement` over the
+last `stop.share` of the steps: by that rule, not where reinforcement learning looks best.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from k2rl import __version__, demonstrations, rng, scratch
+from k2rl.batch import Example, TextBatch, micro_batches, text_batch
+from k2rl.chat import Chat
+from k2rl.curriculum import disjoint, pool
+from k2rl.env import Env
+from k2rl.envpool import EnvPool
+from k2rl.errors import UserError
+from k2rl.models import Policy, context_length, load_policy, pick_device, save_policy
+from k2rl.optim.model_optimizer import ModelOptimizer
+from k2rl.progress import live
+from k2rl.recipe import SftRecipe, SftStop, to_dict
+from k2rl.runlog import writing
+from k2rl.trainers.torch_trainer import text_loss
+from k2rl.types import SCHEMA_VERSION, Split, Task
+
+_CHUNK = 4096
+
+
+def sft(recipe: SftRecipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Train on demonstrations and write a transformers folder with `sft.json`, the report returned.
+
+    Raises:
+        UserError: `out` is not empty or can't be written, or the recipe's model or environments are wrong.
+        RunError: the disk is full.
+    """
+    _claim(out)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    envs = EnvPool(recipe.envs, workers=1)
+    try:
+        with live("starting", quiet) as show:
+            show(0, 1, "making the demonstrations")
+            pools = {s: _pools(recipe, envs.templates, s) for s in ("train", "test")}
+            for name in pools["train"]:
+                disjoint(name, pools["train"][name], pools["test"][name])
+            policy = _policy(recipe, envs.templates, pools["train"])
+            train, held_out = (demonstrations.from_gold(policy.chat, envs.templates, p) for p in pools.values())
+        _check_lengths(train + held_out, policy.context)
+        report = _fit(recipe, policy, train, held_out, quiet)
+    finally:
+        envs.close()
+    with writing(out):
+        save_policy(policy.model, policy.tokenizer, out, getattr(torch, recipe.sft.save_dtype))
+        (out / "sft.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return report
+
+
+def _fit(
+    recipe: SftRecipe, policy: Policy, train: Sequence[Example], held_out: Sequence[Example], quiet: bool
+) -> dict[str, Any]:
+    model, config = policy.model, recipe.sft
+    optimizer = ModelOptimizer(model, recipe.optim)
+    average = Average(model, config.ema)
+    evaluation = text_batch(held_out, 1.0, policy.chat.pad_id)
+    history: list[dict[str, float]] = []
+    started, next_eval, step, tokens = time.perf_counter(), config.eval_seconds, 0, 0
+    ended = None
+    with live("SFT", quiet) as show:
+        stream = _batches(train, config.batch_tokens, recipe.seed, policy.chat.pad_id)
+        while ended is None:
+            batch = next(stream)
+            loss = text_loss(model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            step += 1
+            tokens += int(batch.lengths_B.sum())
+            optimizer.update(recipe.optim.lr.start * min(1.0, step / config.warmup_steps))
+            average.update(step)
+            seconds = time.perf_counter() - started
+            if seconds >= next_eval:
+                next_eval += config.eval_seconds
+                with average.applied():
+                    held = held_out_loss(model, evaluation, 4 * config.batch_tokens)
+                history.append({"step": step, "seconds": seconds, "tokens": tokens, "held_out_loss": held})
+                ended = why_ended(history, config.stop)
+                minutes = seconds / 60
+                show(minutes, config.stop.max_minutes, f"held-out loss {held:.4f}, {tokens / seconds:.0f} tok/s")
+    average.keep()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "k2rl_version": __version__,
+        "ended": ended,
+        "steps": step,
+        "tokens": tokens,
+        "demonstrations": len(train),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "held_out_loss": history[-1]["held_out_loss"],
+        "history": history,
+        "recipe": to_dict(recipe),
+    }
+
+
+def why_ended(history: Sequence[dict[str, float]], stop: SftStop) -> str | None:
+    """The reason to end after these evaluations, or None to go on."""
+    now = history[-1]
+    if now["seconds"] >= stop.max_minutes * 60:
+        return f"{stop.max_minutes:g} minutes are over"
+    then = [h for h in history if h["step"] <= (1 - stop.share) * now["step"]]
+    if not then or now["seconds"] < stop.min_minutes * 60:
+        return None
+    gain = 1 - now["held_out_loss"] / then[-1]["held_out_loss"]
+    if gain < stop.improvement:
+        return f"the held-out loss fell by {100 * gain:.2f} % over the last {100 * stop.share:g} % of the steps"
+    return None
+
+
+@torch.no_grad()
+def held_out_loss(model: Any, batch: TextBatch, micro_tokens: int) -> float:
+    """Mean negative log-prob per target token."""
+    return float(sum(text_loss(model, part) for part in micro_batches(batch, micro_tokens)))
+
+
+class Average:
+    """An exponential moving average of a model's weights over about `steps` steps, shorter at the start."""
+
+    def __init__(self, model: Any, steps: int) -> None:
+        self.parameters = list(model.parameters())
+        self.mean = [p.detach().clone() for p in self.parameters]
+        self.steps = steps
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        weight = max(1.0 / self.steps, 10.0 / (step + 10))
+        torch._foreach_lerp_(self.mean, [p.data for p in self.parameters], weight)
+
+    def applied(self) -> _Swapped:
+        """Use the average inside a `with` block."""
+        return _Swapped(self)
+
+    def keep(self) -> None:
+        """Make the average the model's weights."""
+        self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, mean in zip(self.parameters, self.mean, strict=True):
+            current = parameter.data.clone()
+            parameter.data.copy_(mean)
+            mean.copy_(current)
+
+
+class _Swapped:
+    def __init__(self, average: Average) -> None:
+        self.average = average
+
+    def __enter__(self) -> None:
+        self.average._swap()
+
+    def __exit__(self, *error: object) -> None:
+        self.average._swap()
+
+
+def _batches(examples: Sequence[Example], tokens: int, seed: int, pad_id: int) -> Iterator[TextBatch]:
+    """Endless batches of at most `tokens` padded tokens; examples of like length together, in random order."""
+    number = 0
+    while True:
+        draw = rng.generator(seed, "sft", number)
+        order = draw.permutation(len(examples)).tolist()
+        for at in range(0, len(order), _CHUNK):
+            chunk = sorted(order[at : at + _CHUNK], key=lambda i: len(examples[i].ids))
+            packs: list[list[int]] = [[]]
+            for i in chunk:
+                if packs[-1] and (len(packs[-1]) + 1) * len(examples[i].ids) > tokens:
+                    packs.append([])
+                packs[-1].append(i)
+            for p in draw.permutation(len(packs)).tolist():
+                yield text_batch([examples[i] for i in packs[p]], 1.0, pad_id)
+        number += 1
+
+
+def _policy(recipe: SftRecipe, envs: dict[str, Env], pools: dict[str, list[Task]]) -> Policy:
+    """The model to warm up: a given one, or a new one whose tokenizer is trained on the demonstrations."""
+    if recipe.model.path is not None:
+        return load_policy(recipe.model)
+    texts = []
+    for name, env in envs.items():
+        for task in pools[name][:: max(1, len(pools[name]) // 5000)]:
+            gold = env.gold(task)
+            texts += [str(m["content"]) for m in task.messages] + ([gold] if isinstance(gold, str) else [])
+    tokens = scratch.tokenizer(texts, recipe.model.scratch.vocab_size)
+    model = scratch.model(recipe.model.scratch, tokens, recipe.seed).to(pick_device(recipe.model.device))
+    return Policy(model, tokens, Chat(tokens), context_length(model))
+
+
+def _pools(recipe: SftRecipe, envs: dict[str, Env], split: str) -> dict[str, list[Task]]:
+    which: Split = "test" if split == "test" else "train"
+    size = {n: recipe.sft.held_out if which == "test" else recipe.envs[n].pool for n in envs}
+    return {name: pool(name, env, which, recipe.seed, size[name]) for name, env in envs.items()}
+
+
+def _check_lengths(examples: Sequence[Example], context: int) -> None:
+    longest = max(len(e.ids) for e in examples)
+    if longest > context:
+        raise UserError(f"a demonstration has {longest} tokens, the model takes {context}: leave long tasks out")
+
+
+def _claim(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise UserError(f"output folder {out} is not empty: choose another --out")
+    except OSError as error:
+        raise UserError(f"output folder {out} can't be written: {error.strerror}; choose another --out") from None

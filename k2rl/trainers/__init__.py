@@ -1,0 +1,1 @@
+"""Who turns a batch into an update: see `protocols.Trainer`."""

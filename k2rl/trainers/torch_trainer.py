@@ -1,0 +1,129 @@
+"""One process, one device: gradient sums over micro-batches, then an update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from k2rl.batch import Batch, TextBatch, micro_batches
+from k2rl.errors import UserError
+from k2rl.losses import LossInputs, Objective
+from k2rl.losses.ptx import ptx
+from k2rl.optim.model_optimizer import ModelOptimizer
+from k2rl.recipe import OptimConfig
+
+
+class TorchTrainer:
+    """See the module. The model stays in eval mode: log-probs must not depend on dropout."""
+
+    def __init__(self, model: Any, objective: Objective, optim: OptimConfig, micro_batch_tokens: int) -> None:
+        self.model, self.objective, self.config = model, objective, optim
+        self.micro_batch_tokens = micro_batch_tokens
+        self.optimizer = ModelOptimizer(model, optim)
+
+    def step(self, batch: Batch, *, lr: float) -> dict[str, float]:
+        """One update on L/(2 tau) (or the objective at hand) plus the batch's PTX term."""
+        if self.config.reset_each_iteration and batch.first_of_iteration:
+            self.optimizer = ModelOptimizer(self.model, self.config)
+        self.optimizer.zero_grad()
+        totals: dict[str, torch.Tensor] = {}
+        for part in micro_batches(batch, self.micro_batch_tokens):
+            loss, stats = self.objective.loss(self.loss_inputs(part))
+            loss.backward()  # type: ignore[no-untyped-call]
+            _add(totals, {"loss/policy": loss.detach(), **{f"loss/{k}": v for k, v in stats.items()}})
+        if batch.ptx is not None:
+            for text in micro_batches(batch.ptx, self.micro_batch_tokens):
+                loss = text_loss(self.model, text)
+                loss.backward()  # type: ignore[no-untyped-call]
+                _add(totals, {"loss/ptx": loss.detach()})
+        norm = self.optimizer.update(lr)
+        return {k: float(v) for k, v in totals.items()} | {"train/grad_norm": norm, "train/lr": lr}
+
+    def loss_inputs(self, part: Batch) -> LossInputs:
+        """The micro-batch as the objective sees it, with log-probs that carry gradients."""
+        device = self.model.device
+        logprobs_B_L = token_logprobs(self.model, part.tokens_B_L, part.mask_B_L, part.temperatures_B_L)
+        return LossInputs(
+            logprobs_B_L,
+            part.old_logprobs_B_L.to(device),
+            part.mask_B_L.to(device),
+            part.advantages_B.to(device),
+            part.coefficients_B.to(device),
+        )
+
+    @torch.no_grad()
+    def log_probs(self, batch: Batch) -> list[NDArray[np.float32]]:
+        logprobs = token_logprobs(self.model, batch.tokens_B_L, batch.mask_B_L, batch.temperatures_B_L)
+        mask = batch.mask_B_L.bool().to(logprobs.device)
+        return [row[keep].float().cpu().numpy() for row, keep in zip(logprobs, mask, strict=True)]
+
+    def named_tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """Parameters by name; a tied weight appears once."""
+        return ((name, p.detach()) for name, p in self.model.named_parameters())
+
+    def save(self, folder: Path) -> None:
+        save_file({n: t.contiguous() for n, t in self.named_tensors()}, folder / "weights.safetensors")
+        save_file(self.optimizer.tensors(), folder / "optimizer.safetensors")
+
+    def load(self, folder: Path) -> None:
+        weights, moments = _read(folder / "weights.safetensors"), _read(folder / "optimizer.safetensors")
+        own = dict(self.model.named_parameters())
+        for name, parameter in own.items():
+            if name not in weights or weights[name].shape != parameter.shape:
+                found = tuple(weights[name].shape) if name in weights else "nothing"
+                raise UserError(
+                    f"{folder}: this checkpoint is of another model: {name} is {tuple(parameter.shape)} here and "
+                    f"{found} there"
+                )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(weights[name])
+        self.optimizer = ModelOptimizer(self.model, self.config)
+        self.optimizer.load(moments)
+
+
+def token_logprobs(
+    model: Any, tokens_B_L: torch.Tensor, mask_B_L: torch.Tensor, temperatures_B_L: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Log-prob of each token given those before it, from logits / temperature: (B, L), 0 where the mask is 0.
+
+    Rows are right-padded, so plain causal attention needs no mask. Logits are computed only from the first
+    masked-in column on.
+    """
+    device = model.device
+    first = max(int(mask_B_L.any(0).int().argmax()), 1)
+    length = tokens_B_L.shape[1]
+    keep = torch.arange(first - 1, length - 1, device=device)
+    logits = model(input_ids=tokens_B_L.to(device), use_cache=False, logits_to_keep=keep).logits.float()
+    if temperatures_B_L is not None:
+        logits = logits / temperatures_B_L[:, first:, None].to(device)
+    targets = tokens_B_L[:, first:].to(device)
+    negative = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    logprobs = -negative.view(targets.shape) * mask_B_L[:, first:].to(device)
+    return torch.nn.functional.pad(logprobs, (first, 0))
+
+
+def text_loss(model: Any, text: TextBatch) -> torch.Tensor:
+    """The PTX (or SFT) loss of a micro-batch of texts."""
+    logprobs_B_L = token_logprobs(model, text.tokens_B_L, text.mask_B_L)
+    device = logprobs_B_L.device
+    return ptx(logprobs_B_L, text.mask_B_L.to(device), text.coefficients_B.to(device))
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: damaged or missing ({error}); resume from an older checkpoint") from None
+
+
+def _add(totals: dict[str, torch.Tensor], parts: dict[str, torch.Tensor]) -> None:
+    for key, value in parts.items():
+        totals[key] = totals[key] + value if key in totals else value

@@ -1,0 +1,187 @@
+"""The recipe: defaults, overrides, and one clear line for everything that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from k2rl import assets, recipe
+from k2rl.errors import UserError
+from k2rl.recipe import Recipe, SftRecipe
+
+ENVS: dict[str, Any] = {"envs": {"m": {"id": "math"}}}
+
+
+def problem(*overrides: str, data: Mapping[str, Any] = ENVS, schema: type[Any] = Recipe) -> str:
+    """The one line with which these keys are refused."""
+    with pytest.raises(UserError) as caught:
+        recipe.resolve(schema, data, overrides)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_defaults_and_overrides() -> None:
+    made = recipe.resolve(Recipe, ENVS, ["seed=3", "envs.m.budget.tokens=9", "optim.lr.start=1e-3"])
+    assert (made.seed, made.model.path, made.rollout.group_size) == (3, "nano", 16)
+    assert made.envs["m"].budget.tokens == 9
+    assert made.optim.lr.start == 1e-3
+    assert made.envs["m"].temperature is None
+
+
+def test_an_override_can_add_an_env_with_arguments() -> None:
+    made = recipe.resolve(Recipe, ENVS, ["envs.rev.id=rev.py:Rev", "envs.rev.args.levels=[1,2]"])
+    assert list(made.envs) == ["m", "rev"]
+    assert made.envs["rev"].args == {"levels": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("override", "unknown", "meant"),
+    [
+        ("sed=1", "sed", "seed"),
+        ("rollout.group=4", "rollout.group", "group_size"),
+        ("optim.lr.strat=1", "optim.lr.strat", "start"),
+        ("envs.m.bugdet.tokens=8", "envs.m.bugdet", "budget"),
+        ("envs.m.budget.tokns=8", "envs.m.budget.tokns", "tokens"),
+        ("envs.m.temperature.strat=1", "envs.m.temperature.strat", "start"),
+    ],
+)
+def test_unknown_keys_get_a_suggestion(override: str, unknown: str, meant: str) -> None:
+    line = problem(override)
+    assert f"unknown key {unknown} " in line
+    assert f"did you mean {meant!r}" in line
+
+
+def test_unknown_keys_in_the_file_are_refused_too() -> None:
+    assert "did you mean 'weight'" in problem(data={"envs": {"m": {"id": "math", "wieght": 2}}})
+    assert "unknown key 3" in problem(data={**ENVS, "3": 4})
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("seed=abc", "seed"),
+        ("run.iterations=1.5", "run.iterations"),
+        ("optim.lr=0.001", "optim.lr is 0.001: it is a mapping of start"),
+        ("envs.m=math", "envs.m is 'math': it is a mapping of id"),
+        ("envs.m.reward_range=3", "envs.m.reward_range"),
+        ("model=null", "model"),
+        ("seed=${nothing}", "seed"),
+        ("seed=[1", "seed=[1"),
+        ("seed", "write key=value"),
+    ],
+)
+def test_wrong_types(override: str, says: str) -> None:
+    assert says in problem(override)
+
+
+@pytest.mark.parametrize("envs", [{}, [1], "math", None])
+def test_envs_are_a_mapping_of_at_least_one(envs: object) -> None:
+    assert "envs" in problem(data={"envs": envs})
+
+
+def test_an_env_without_id() -> None:
+    assert "envs.m.id is missing" in problem(data={"envs": {"m": {"weight": 2}}})
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "envs.m.budget.tokens=0",
+        "envs.m.budget.mode=cut",
+        "envs.m.budget.penalty=-1",
+        "envs.m.weight=0",
+        "envs.m.weight=nan",
+        "envs.m.pool=0",
+        "envs.m.reward_range=[1,0]",
+        "envs.m.temperature.start=0",
+        "run.iterations=-1",
+        "run.max_failure_rate=1.5",
+        "rollout.group_size=1",
+        "rollout.pause_share=0",
+        "rollout.engine=tensorrt",
+        "trainer.backend=jax",
+        "trainer.updates_per_iteration=99",
+        "temperature.end=0",
+        "temperature.start=nan",
+        "optim.lr.start=-1",
+        "optim.lr.start=inf",
+        "optim.lr.kind=cubic",
+        "optim.betas=[0.9]",
+        "optim.weight_decay=-1",
+        "ptx.weight.start=-1",
+        "objective.name=ppo",
+        "objective.tau=0",
+    ],
+)
+def test_values_out_of_range_name_their_key(override: str) -> None:
+    key, _, value = override.partition("=")
+    line = problem(override)
+    assert key.rpartition(".")[0] in line
+    assert value in line.replace(".0", "").replace(" ", "") or "temperature" in key
+
+
+def test_keys_without_effect_are_refused() -> None:
+    assert "objective.clip has no effect with objective.name=k2" in problem("objective.clip=0.2")
+    assert "objective.tau has no effect with objective.name=grpo" in problem(
+        "objective.name=grpo", "objective.tau=0.1"
+    )
+    assert "critic" in problem("critic.enabled=true")
+
+
+def test_sft_recipes_have_their_own_keys() -> None:
+    assert "unknown key rollout" in problem("rollout.tasks=2", schema=SftRecipe)
+    assert "head_size" in problem("model.scratch.hidden_size=100", schema=SftRecipe)
+    assert recipe.resolve(SftRecipe, ENVS).model.path is None
+
+
+@pytest.mark.parametrize("schema", [Recipe, SftRecipe])
+def test_a_saved_recipe_loads_equal(schema: type[Any], tmp_path: Path) -> None:
+    strange = {"text": "1e-5", "flag": "on", "list": [1, {"a": None}], "number": 1e-5}
+    made = recipe.resolve(
+        schema, {"envs": {"m": {"id": "math", "args": strange, "temperature": {"start": 0.5}}}}, ["seed=7"]
+    )
+    path = tmp_path / "recipe.yaml"
+    recipe.save(made, path)
+    assert recipe.load(schema, str(path)) == made
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("a: [1", "recipe.yaml:1: not valid YAML"), ("- 1", "a recipe is a mapping"), ("", "envs is empty")],
+)
+def test_damaged_files(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=says):
+        recipe.load(Recipe, str(path))
+
+
+def test_a_binary_file_is_no_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not valid YAML"):
+        recipe.load(Recipe, str(path))
+
+
+def test_recipes_that_do_not_exist() -> None:
+    with pytest.raises(UserError, match=r"no recipe file nowhere\.yaml"):
+        recipe.load(Recipe, "nowhere.yaml")
+    with pytest.raises(UserError, match="did you mean 'quickstart'"):
+        recipe.load(Recipe, "quikstart")
+
+
+def test_a_folder_does_not_hide_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert assets.recipe("quickstart").is_file()
+
+
+@pytest.mark.parametrize("name", sorted(assets.recipes()))
+def test_every_shipped_recipe_loads_and_says_what_it_is(name: str) -> None:
+    loaded = recipe.load(SftRecipe, name) if name.endswith("_sft") else recipe.load(Recipe, name)
+    assert loaded.envs
+    assert assets.recipe(name).read_text(encoding="utf-8").startswith("# ")

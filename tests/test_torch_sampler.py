@@ -1,0 +1,203 @@
+"""The torch sampler's contract: log-probs equal a full forward pass, rows are independent, nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from k2rl import rng
+from k2rl.errors import UserError
+from k2rl.protocols import Completion, Request, Sampler
+from k2rl.samplers.torch_sampler import TorchSampler, draw
+
+STOP = frozenset({1})
+
+
+def requests(count: int, n: int, temperature: float = 1.0, max_new: int = 12, seed: int = 0) -> list[Request]:
+    """Prompts of 1 to 30 tokens."""
+    draws = np.random.default_rng(seed)
+    return [
+        Request(
+            f"r{i}",
+            tuple(draws.integers(20, 300, int(draws.integers(1, 31))).tolist()),
+            tuple(rng.key("test", i, k) for k in range(n)),
+            int(draws.integers(1, max_new + 1)),
+            temperature,
+            STOP,
+        )
+        for i in range(count)
+    ]
+
+
+def run(sampler: TorchSampler, wanted: list[Request]) -> dict[tuple[str, int], Completion]:
+    sampler.submit(wanted)
+    found: dict[tuple[str, int], Completion] = {}
+    for _ in range(10_000):
+        for c in sampler.poll():
+            assert (c.request_id, c.index) not in found
+            found[c.request_id, c.index] = c
+        if len(found) == sum(r.n for r in wanted):
+            return found
+    raise AssertionError("samples were lost")
+
+
+def full_logprobs(model: Any, request: Request, ids: tuple[int, ...]) -> torch.Tensor:
+    tokens = torch.tensor([[*request.prompt_ids, *ids]])
+    with torch.no_grad():
+        logits = model(input_ids=tokens).logits[0, len(request.prompt_ids) - 1 : -1]
+    table = (logits / (request.temperature or 1.0)).log_softmax(-1)
+    return table.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 1.7])
+@pytest.mark.parametrize("slots", [1, 5, 64])
+def test_logprobs_equal_a_full_forward_pass(tiny_model: Any, temperature: float, slots: int) -> None:
+    """Ragged prompts; few slots mean that rows are refilled again and again."""
+    wanted = requests(6, 3, temperature)
+    for (name, _), c in run(TorchSampler(tiny_model, 0, slots), wanted).items():
+        request = next(r for r in wanted if r.id == name)
+        torch.testing.assert_close(torch.tensor(c.logprobs), full_logprobs(tiny_model, request, c.ids), atol=1e-4, rtol=0)
+
+
+def test_a_sample_depends_on_its_key_alone(tiny_model: Any) -> None:
+    wanted = requests(6, 3)
+    together = run(TorchSampler(tiny_model, 0, 64), wanted)
+    narrow = run(TorchSampler(tiny_model, 0, 4), list(reversed(wanted)))
+    assert {k: c.ids for k, c in together.items()} == {k: c.ids for k, c in narrow.items()}
+
+
+def test_stop_ids_and_budgets_end_samples(tiny_model: Any) -> None:
+    wanted = requests(20, 4, max_new=40)
+    finished = run(TorchSampler(tiny_model, 0, 16), wanted)
+    budgets = {r.id: r.max_new_tokens for r in wanted}
+    for (name, _), c in finished.items():
+        assert not STOP.intersection(c.ids[:-1])
+        assert (c.finish == "stop") == (c.ids[-1] in STOP)
+        assert c.finish == "stop" or len(c.ids) == budgets[name]
+
+
+def test_greedy_takes_the_most_likely_token(tiny_model: Any) -> None:
+    (request,) = requests(1, 1, temperature=0.0)
+    (c,) = run(TorchSampler(tiny_model, 0, 4), [request]).values()
+    tokens = list(request.prompt_ids)
+    for expected in c.ids:
+        assert int(tiny_model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()) == expected
+        tokens.append(expected)
+
+
+def test_a_group_is_prefilled_once(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = TorchSampler(tiny_model, 0, 4)
+    prompts = []
+    original = sampler._prefill
+
+    def counting(wanted: Any, keep: bool) -> Any:
+        prompts.extend(tuple(p) for p in wanted)
+        return original(wanted, keep)
+
+    monkeypatch.setattr(sampler, "_prefill", counting)
+    wanted = requests(3, 10)
+    run(sampler, wanted)
+    assert sorted(prompts) == sorted(r.prompt_ids for r in wanted)
+
+
+def test_aborted_samples_go_on_where_they_were(tiny_model: Any) -> None:
+    """Partial + continuation = the uninterrupted sample, ids and log-probs alike."""
+    wanted = [r for r in requests(6, 2, max_new=20) if r.max_new_tokens > 4]
+    whole = run(TorchSampler(tiny_model, 0, 64), wanted)
+    sampler = TorchSampler(tiny_model, 0, 64)
+    sampler.submit(wanted)
+    early = {(c.request_id, c.index): c for _ in range(3) for c in sampler.poll()}
+    partials = sampler.abort()
+    assert not sampler.poll()
+    for p in partials:
+        request = next(r for r in wanted if r.id == p.request_id)
+        rest = Request(
+            "rest",
+            (*request.prompt_ids, *p.ids),
+            (request.keys[p.index],),
+            request.max_new_tokens - len(p.ids),
+            request.temperature,
+            STOP,
+            first_position=len(p.ids),
+        )
+        (c,) = run(TorchSampler(tiny_model, 0, 4), [rest]).values()
+        expected = whole[p.request_id, p.index]
+        assert p.ids + c.ids == expected.ids
+        np.testing.assert_allclose(p.logprobs + c.logprobs, expected.logprobs, atol=1e-4)
+    assert len(early) + len(partials) == sum(r.n for r in wanted)
+
+
+def test_abort_by_id_leaves_the_others_alone(tiny_model: Any) -> None:
+    wanted = requests(5, 3)
+    whole = run(TorchSampler(tiny_model, 0, 4), wanted)
+    sampler = TorchSampler(tiny_model, 0, 4)
+    sampler.submit(wanted)
+    found = {(c.request_id, c.index): c.ids for c in sampler.poll()}
+    partials = sampler.abort(["r1", "r3"])
+    assert {p.request_id for p in partials} <= {"r1", "r3"}
+    for _ in range(200):
+        found |= {(c.request_id, c.index): c.ids for c in sampler.poll()}
+    assert len(found) + len(partials) == 15
+    assert all(found[k] == whole[k].ids for k in found)
+
+
+def test_score_labels_equal_a_full_forward_pass(tiny_model: Any) -> None:
+    prompts = [r.prompt_ids for r in requests(9, 1)]
+    scores = TorchSampler(tiny_model, 0, 4).score_labels(prompts, [30, 40])
+    assert scores.shape == (9, 2)
+    for prompt, row in zip(prompts, scores, strict=True):
+        logits = tiny_model(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+        np.testing.assert_allclose(row, logits[[30, 40]].detach().numpy(), atol=1e-4)
+
+
+def test_publish_copies_checks_and_stamps(tiny_model: Any) -> None:
+    sampler = TorchSampler(tiny_model, 0, 4)
+    weights = {n: p.detach() + 0.5 for n, p in tiny_model.named_parameters()}
+    sampler.publish(weights.items(), 7)
+    assert all(torch.equal(p, weights[n]) for n, p in tiny_model.named_parameters())
+    assert next(iter(run(sampler, requests(1, 1)).values())).version == 7
+    with pytest.raises(ValueError, match=r"norm\.weight"):
+        sampler.publish([("model.norm.weight", torch.zeros(3))], 8)
+    sampler.submit(requests(1, 1))
+    with pytest.raises(ValueError, match="under way"):
+        sampler.publish([], 8)
+    sampler.close()
+    assert isinstance(sampler, Sampler)
+
+
+def test_draw_follows_the_distribution() -> None:
+    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0]]).expand(20_000, 4)
+    uniforms = rng.uniforms(np.arange(20_000, dtype=np.uint64), np.zeros(20_000, dtype=np.uint64))
+    tokens, logprobs = draw(logits, [0.8] * 20_000, uniforms)
+    expected = (logits[0] / 0.8).softmax(-1)
+    shares = np.bincount(tokens, minlength=4) / 20_000
+    np.testing.assert_allclose(shares, expected.numpy(), atol=0.015)
+    np.testing.assert_allclose(np.exp(logprobs[:100]), expected[tokens[:100]].numpy(), atol=1e-6)
+
+
+def test_draw_never_picks_an_impossible_token() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf], [0.0, -torch.inf, -torch.inf]])
+    tokens, _ = draw(logits, [1.0, 1.0], np.array([1 - 2**-53, 1 - 2**-53]))
+    assert tokens == [1, 0]
+
+
+def test_models_with_other_attention_are_refused(tiny_model: Any) -> None:
+    tiny_model.config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(UserError, match="sliding_attention"):
+        TorchSampler(tiny_model, 0, 4)
+
+
+def test_a_grouped_query_model_with_tied_weights(shared_data: Path) -> None:
+    from k2rl.models import load_policy
+    from k2rl.recipe import ModelConfig
+
+    policy = load_policy(ModelConfig(path=str(shared_data / "stories260k")))
+    prompt = policy.chat.prompt([{"role": "user", "content": "Once upon a time"}])
+    request = Request("s", prompt, tuple(rng.key(k) for k in range(4)), 20, 1.0, policy.chat.stop_ids)
+    for c in run(TorchSampler(policy.model, 0, 3), [request]).values():
+        expected = full_logprobs(policy.model, request, c.ids)
+        torch.testing.assert_close(torch.tensor(c.logprobs), expected, atol=1e-4, rtol=0)
