@@ -60,6 +60,7 @@ class Chat:
 
     def __init__(self, tokenizer: Any, extra_stop_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.forbidden_ids = frozenset(tokenizer.added_tokens_decoder) | frozenset(tokenizer.all_special_ids)
         self._added_text = {
@@ -88,9 +89,11 @@ class Chat:
             UserError: the template refuses these messages (a role it does not know, say).
         """
         if not self.has_template:
-            start = self.tokenizer.build_inputs_with_special_tokens([]) if hasattr(
-                self.tokenizer, "build_inputs_with_special_tokens"
-            ) else []
+            start = (
+                self.tokenizer.build_inputs_with_special_tokens([])
+                if hasattr(self.tokenizer, "build_inputs_with_special_tokens")
+                else []
+            )
             start = [i for i in (start or self.tokenizer("").input_ids) if i not in self.stop_ids]
             text = "\n\n".join(str(m["content"]) for m in messages)
             return (*start, *self.encode_untrusted(text))
@@ -156,16 +159,11 @@ class Chat:
         """
         ids = []
         for part in self._cut(text):
-            encoded = self.tokenizer(part, add_special_tokens=False).input_ids
+            encoded = self._encode(part)
             if self.forbidden_ids.intersection(encoded):
                 # A normaliser made the token out of other characters: go character by character, and drop
                 # what is a structural token all by itself.
-                encoded = [
-                    i
-                    for ch in part
-                    for i in self.tokenizer(ch, add_special_tokens=False).input_ids
-                    if i not in self.forbidden_ids
-                ]
+                encoded = [i for ch in part for i in self._encode(ch) if i not in self.forbidden_ids]
             ids += encoded
         return tuple(ids)
 
@@ -210,9 +208,7 @@ class Chat:
             contents.append(str(message["content"]))
         return self._template(marked, tools, generate), contents
 
-    def _template(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, generate: bool
-    ) -> str:
+    def _template(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, generate: bool) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -233,7 +229,13 @@ class Chat:
         return tuple(ids)
 
     def _encode_trusted(self, piece: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(piece, add_special_tokens=False).input_ids) if piece else ()
+        return tuple(self._encode(piece)) if piece else ()
+
+    def _encode(self, text: str) -> list[int]:
+        """Plain encoding. A fast tokenizer is asked directly: the wrapper around it costs ten times as much."""
+        if self._backend is not None:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _cut(self, text: str) -> list[str]:
         """Split the text so that no part spells an added token (longest spellings first)."""

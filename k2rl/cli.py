@@ -33,9 +33,7 @@ app.add_typer(env_app, name="env")
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped name (see `k2rl recipes`), or the path of a .yaml.")
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[key=value]…", help="Override keys of the recipe.")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]…", help="Override keys of the recipe.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 
 

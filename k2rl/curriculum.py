@@ -7,9 +7,8 @@ a pool is keyed by (seed, env, pass).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
-
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from k2rl import rng
 from k2rl.env import Env

@@ -151,8 +151,6 @@ def _extras() -> Iterator[Check]:
         wanted = [r for r in wanted if r.name != _NAME and r.marker and r.marker.evaluate({"extra": extra})]
         missing = [r.name for r in wanted if _version_check(r).status != "ok"]
         if missing:
-            yield Check(
-                f"extra {extra}", "optional", f"lacks {', '.join(missing)}", f'pip install "k2rl[{extra}]"'
-            )
+            yield Check(f"extra {extra}", "optional", f"lacks {', '.join(missing)}", f'pip install "k2rl[{extra}]"')
         else:
             yield Check(f"extra {extra}", "ok", ", ".join(r.name for r in wanted))

@@ -110,9 +110,7 @@ class Env(gymnasium.Env[str, str]):
         """Continue an episode from `snapshot()`."""
         raise NotImplementedError(f"{type(self).__name__} returns snapshots but can't restore them")
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start an episode on `options["task"]`, or on a training task drawn by the seed."""
         super().reset(seed=seed)
         task = (options or {}).get("task")

@@ -11,7 +11,9 @@ import numpy as np
 from k2rl import budget, rng
 from k2rl.curriculum import fitting, pool
 from k2rl.envpool import EnvPool
+from k2rl.errors import UserError
 from k2rl.models import Policy, load_policy
+from k2rl.progress import bar
 from k2rl.protocols import Sampler
 from k2rl.recipe import EnvSpec, ModelConfig
 from k2rl.rollout import RolloutDriver, multi_turn
@@ -85,14 +87,12 @@ def evaluate(
     Raises:
         UserError: k larger than `samples`, or anything wrong with the model or the environments.
     """
-    from k2rl.progress import bar
-
     samples = max(k, 1 if temperature == 0 else 4) if samples is None else samples
     check_sampling(n, k, samples, temperature)
-    policy = load_policy(model)
     pool_of_envs = EnvPool(envs, workers=2)
-    sampler = TorchSampler(policy.model, policy.chat.pad_id, slots)
     try:
+        policy = load_policy(model)
+        sampler = TorchSampler(policy.model, policy.chat.pad_id, slots)
         tasks = held_out(policy, pool_of_envs, seed, n, split)
         with bar("evaluating", quiet) as on_progress:
             results = measure(
@@ -122,8 +122,6 @@ def evaluate(
 
 def check_sampling(n: int, k: int, samples: int, temperature: float) -> None:
     """Raise `UserError` for counts that make no sense together."""
-    from k2rl.errors import UserError
-
     if n < 1 or k < 1:
         raise UserError(f"n is {n} and k is {k}: both must be 1 or more")
     if k > samples:
@@ -161,7 +159,15 @@ def table(report: Mapping[str, Any]) -> Table:
 
     k = report["k"]
     grid = Table(title=f"{report['model']}, {report['split']} split, T = {report['temperature']}")
-    for column in ("env", "tasks", "pass@1", *([f"pass@{k}"] if k > 1 else []), "95 % interval", "tokens", "no verdict"):
+    for column in (
+        "env",
+        "tasks",
+        "pass@1",
+        *([f"pass@{k}"] if k > 1 else []),
+        "95 % interval",
+        "tokens",
+        "no verdict",
+    ):
         grid.add_column(column, justify="left" if column == "env" else "right")
     for name, r in report["envs"].items():
         low, high = r["ci95"]["pass@1"]

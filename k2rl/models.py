@@ -31,7 +31,7 @@ class Policy:
 def load_policy(config: ModelConfig) -> Policy:
     """Raises `UserError` naming the path when there is no loadable causal LM there."""
     path = str(assets.NANO) if config.path == "nano" else os.path.expanduser(config.path)
-    looks_local = config.path.startswith((".", "/", "~")) or os.sep in path and Path(path).parent.is_dir()
+    looks_local = config.path.startswith((".", "/", "~")) or (os.sep in path and Path(path).parent.is_dir())
     if config.path == "nano" and not assets.NANO.is_dir():
         raise UserError("the embedded model nano is not part of this installation: make it with `k2rl sft nano_sft`")
     if looks_local and not (Path(path) / "config.json").is_file():

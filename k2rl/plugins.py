@@ -119,9 +119,7 @@ def _load_module(module_name: str, name: str) -> Any:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and module_name.split(".")[: error.name.count(".") + 1] == error.name.split("."):
-            raise UserError(
-                f"{name}: no module {error.name!r} (looked in {cwd} and the installed packages)"
-            ) from None
+            raise UserError(f"{name}: no module {error.name!r} (looked in {cwd} and the installed packages)") from None
         raise _import_failed(module_name, error) from error
     except Exception as error:
         raise _import_failed(module_name, error) from error

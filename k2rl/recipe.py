@@ -237,7 +237,7 @@ def load(schema: type[R], name: str, overrides: Sequence[str] = ()) -> R:
 def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> R:
     """A checked recipe from plain data and `key=value` overrides. Raises `UserError` as `load` does."""
     _check_keys(schema, data, "", source)
-    layers = [OmegaConf.create(dict(data))]
+    merged = OmegaConf.create(dict(data))
     for override in overrides:
         if "=" not in override:
             raise UserError(f"override {override!r}: write key=value, such as run.iterations=10")
@@ -246,10 +246,13 @@ def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] =
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(f"override {override!r}: {str(error).splitlines()[0]}") from None
         _check_keys(schema, OmegaConf.to_container(layer), "", f"override {override!r}")
-        layers.append(layer)
+        key = override.partition("=")[0]
+        if key.endswith(".args") and OmegaConf.select(merged, key) is not None:
+            # An env's arguments given as a whole replace the old ones: they may belong to another env.
+            OmegaConf.update(merged, key, {}, merge=False)
+        merged = OmegaConf.merge(merged, layer)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), *layers)
-        recipe = OmegaConf.to_object(merged)
+        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), merged))
     except MissingMandatoryValue as error:
         raise UserError(f"{source}: {error.full_key} is missing: it has no default") from None
     except OmegaConfBaseException as error:
@@ -358,8 +361,10 @@ def _env_problems(name: str, spec: EnvSpec) -> list[str]:
         found.append(f"{prefix}.pool is {spec.pool}: it must be 1 or more")
     if spec.temperature is not None:
         problem = spec.temperature.problem()
-        found += [f"{prefix}.temperature.{problem}"] if problem else _temperature_problems(
-            f"{prefix}.temperature", spec.temperature
+        found += (
+            [f"{prefix}.temperature.{problem}"]
+            if problem
+            else _temperature_problems(f"{prefix}.temperature", spec.temperature)
         )
     if spec.reward_range is not None and (
         len(spec.reward_range) != 2 or not spec.reward_range[0] < spec.reward_range[1]

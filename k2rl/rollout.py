@@ -152,7 +152,9 @@ class RolloutDriver:
         for group in groups[len(self.pending) :]:
             self._start(group)
         total = sum(len(g.trajectories) for g in groups)
-        enough = total if self.pause_share >= 1 else int(self.pause_share * total)
+        before = total - len(carried) - sum(len(g.trajectories) for g in groups[len(self.pending) :])
+        # At least one rollout is finished each time, or the last few would be put off for ever.
+        enough = total if self.pause_share >= 1 else max(int(self.pause_share * total), min(total, before + 1))
         while (done := sum(t.end is not None for g in groups for t in g.trajectories)) < enough:
             on_progress(done, total)
             self._advance()
@@ -189,9 +191,7 @@ class RolloutDriver:
         waiting = self._by_request[completion.request_id]
         trajectory = waiting[completion.index]
         if completion.ids:
-            segment = Segment(
-                "policy", completion.ids, completion.logprobs, trajectory.temperature, completion.version
-            )
+            segment = Segment("policy", completion.ids, completion.logprobs, trajectory.temperature, completion.version)
             trajectory.segments.append(segment)
             trajectory.said += completion.ids
         self._open[completion.request_id] -= 1

@@ -48,7 +48,9 @@ class RunLog:
             folder.mkdir(parents=True, exist_ok=True)
             lock = (folder / "lock").open("w")
         except OSError as error:
-            raise UserError(f"run directory {folder} can't be written: {error.strerror}; choose another --run-dir") from None
+            raise UserError(
+                f"run directory {folder} can't be written: {error.strerror}; choose another --run-dir"
+            ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -116,9 +116,7 @@ def new_env(name: str, folder: Path) -> NewEnv:
             raise UserError(f"{path} exists: choose another name or --dir, nothing is overwritten")
     try:
         for path, template in ((env_file, ENV_TEMPLATE), (test_file, TEST_TEMPLATE)):
-            path.write_text(
-                template.replace("NAME", name).replace("CLASS", class_name(name)), encoding="utf-8"
-            )
+            path.write_text(template.replace("NAME", name).replace("CLASS", class_name(name)), encoding="utf-8")
     except OSError as error:
         raise UserError(f"can't write {error.filename}: {error.strerror}") from None
     target = shlex.quote(f"envs.{name}.id={env_file}:{class_name(name)}")

@@ -98,9 +98,7 @@ def check_failures(rollouts: Sequence[Rollout], max_failure_rate: float) -> None
     )
 
 
-def _metrics(
-    groups: Sequence[Group], scored: Sequence[ScoredGroup], specs: Mapping[str, EnvSpec]
-) -> dict[str, float]:
+def _metrics(groups: Sequence[Group], scored: Sequence[ScoredGroup], specs: Mapping[str, EnvSpec]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name in sorted({g.task.env for g in groups}):
         rollouts = [r for g in groups if g.task.env == name for r in g.rollouts]
@@ -118,4 +116,3 @@ def _metrics(
         metrics[f"errors/{status}"] = float(statuses[status])
     metrics["errors/groups_dropped"] = float(len(groups) - len(scored))
     return metrics
-

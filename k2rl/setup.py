@@ -10,7 +10,9 @@ from typing import Any
 from k2rl import demonstrations, runlog
 from k2rl.curriculum import Curriculum, Fitting, disjoint, fitting, pool
 from k2rl.demonstrations import Stream
+from k2rl.env import GymTextEnv, SingleTurnEnv
 from k2rl.envpool import EnvPool
+from k2rl.errors import UserError
 from k2rl.eval_policy import measure, tokens_needed
 from k2rl.losses import Objective, objective
 from k2rl.models import Policy, load_policy, save_policy
@@ -67,6 +69,7 @@ def build(recipe: Recipe) -> Parts:
 
 
 def _build(recipe: Recipe, envs: EnvPool) -> Parts:
+    _check_reward_ranges(recipe, envs)
     policy = load_policy(recipe.model)
     if multi_turn(envs.templates):
         policy.chat.check_history()
@@ -92,6 +95,16 @@ def _build(recipe: Recipe, envs: EnvPool) -> Parts:
         _ptx(recipe, envs, policy, train_tasks),
         test_tasks,
     )
+
+
+def _check_reward_ranges(recipe: Recipe, envs: EnvPool) -> None:
+    """A plain gymnasium env needs a `reward_range`; an env that always gives a verdict has no use for one."""
+    for name, env in envs.templates.items():
+        given = recipe.envs[name].reward_range is not None
+        if isinstance(env, GymTextEnv) and not given:
+            raise UserError(f"env {name} gives no verdicts: declare envs.{name}.reward_range=[lowest,highest]")
+        if isinstance(env, SingleTurnEnv) and given:
+            raise UserError(f"envs.{name}.reward_range has no effect: {recipe.envs[name].id} gives verdicts")
 
 
 def _tasks(recipe: Recipe, envs: EnvPool, policy: Policy) -> tuple[dict[str, list[Task]], dict[str, list[Task]]]:

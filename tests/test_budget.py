@@ -38,9 +38,7 @@ def test_rewards_stay_in_range() -> None:
     assert budget.reward(0.0, ended(End.BUDGET), BudgetConfig(penalty=2.0)) == -1.0
 
 
-@pytest.mark.parametrize(
-    "config", [BudgetConfig(tokens=0), BudgetConfig(mode="cut"), BudgetConfig(penalty=-0.1)]
-)
+@pytest.mark.parametrize("config", [BudgetConfig(tokens=0), BudgetConfig(mode="cut"), BudgetConfig(penalty=-0.1)])
 def test_what_makes_no_sense_is_named(config: BudgetConfig) -> None:
     assert len(budget.problems(config)) == 1
 

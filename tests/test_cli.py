@@ -242,9 +242,7 @@ def test_env_new_prints_what_to_do_next(folder: Path, k2rl: Cli) -> None:
     assert "exists" in k2rl.mistake("env", "new", "word_chain")
 
 
-def test_doctor_checks_versions_against_the_supported_ranges(
-    k2rl: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_checks_versions_against_the_supported_ranges(k2rl: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda _: ["numpy>=99", "torch>=2", 'nothing>=1; extra == "x"'])
     monkeypatch.setattr(metadata, "metadata", lambda _: _Metadata())
     code, out, err = k2rl("doctor", "--json")

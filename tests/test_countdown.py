@@ -24,6 +24,7 @@ def verdict(response: str, numbers: tuple[int, ...] = (3, 8, 2), target: int = 2
         "#### ((8)*(3))+2\nas wanted",
         "\\boxed{3 \\times 8 + 2}",
         "#### 1 no #### 2+3*8",
+        "#### Solution\nso \\boxed{2+3*8}",
     ],
 )
 def test_right_expressions(response: str) -> None:

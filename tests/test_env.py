@@ -49,9 +49,7 @@ class Counter(gymnasium.Env[str, str]):
     observation_space = UnicodeText()
     action_space = UnicodeText()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         self.numbers = [int(self.np_random.integers(100))]
         return str(self.numbers[-1]), {}

@@ -103,8 +103,7 @@ def test_knights_on_real_puzzles() -> None:
 
 def test_knights_from_json_lines(tmp_path: Path) -> None:
     rows = [
-        {"q": f"Ann says {n}. Who is what?", "who": ["Ann", "Bob"], "solution": [n % 2 == 0, True]}
-        for n in range(60)
+        {"q": f"Ann says {n}. Who is what?", "who": ["Ann", "Bob"], "solution": [n % 2 == 0, True]} for n in range(60)
     ]
     path = tmp_path / "k.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
@@ -122,7 +121,6 @@ GYM = [
     "knights_knaves",
     "maze",
     "n_queens",
-    "simple_equations",
     "sudoku",
     "word_sorting",
     "rearc",  # entries hold tuples, which its scorer tells from lists
@@ -132,7 +130,7 @@ GYM = [
 
 @pytest.mark.parametrize("name", GYM)
 def test_reasoning_gym(name: str) -> None:
-    check_tasks(LogicEnv(f"reasoning_gym:{name}"), 5)
+    check_tasks(LogicEnv(f"reasoning_gym:{name}"), 4)
 
 
 @pytest.mark.slow
@@ -156,7 +154,7 @@ def test_only_an_exact_score_counts() -> None:
     task = take(env, 1)[0]
     verdict = env.verify(task, f"#### it is {task.answer} I think")
     assert (verdict.status, verdict.score) == (Status.WRONG, 0.0)
-    for form in ("so\n#### {}", "\\boxed{{{}}}", "<answer>{}</answer>", "{}"):
+    for form in ("so\n#### {}", "\\boxed{{{}}}", "#### Step 1\n<answer>{}</answer>", "{}"):
         assert env.verify(task, form.format(task.answer)).score == 1.0
     assert env.verify(task, "\\boxed{1").status is Status.MALFORMED
     assert env.verify(task, "#### " + "1" * 100_000).status is Status.MALFORMED
@@ -250,6 +248,11 @@ def test_bad_arguments_are_the_users_error(arguments: dict[str, Any], told: str)
     with pytest.raises(UserError) as caught:
         LogicEnv(**arguments)
     assert told in str(caught.value)
+
+
+def test_a_data_set_with_few_questions_ends() -> None:
+    env = LogicEnv("reasoning_gym:products", config={"min_digits": 1, "max_digits": 1, "max_terms": 2})
+    assert 50 < len(take(env, 9_999)) + len(take(env, 9_999, "test")) <= 100
 
 
 def test_config_reaches_the_data_set() -> None:

@@ -109,7 +109,9 @@ def test_grpo_at_pi_old_is_a_token_mean_policy_gradient() -> None:
 
 
 def test_grpo_advantages_by_hand() -> None:
-    assert Grpo().advantages([1.0, 0.0]) == pytest.approx([0.5 / (math.sqrt(0.5) + 1e-4)] * 1 + [-0.5 / (math.sqrt(0.5) + 1e-4)])
+    assert Grpo().advantages([1.0, 0.0]) == pytest.approx(
+        [0.5 / (math.sqrt(0.5) + 1e-4)] * 1 + [-0.5 / (math.sqrt(0.5) + 1e-4)]
+    )
     assert Grpo().advantages([1.0, 1.0, 1.0]) == [0.0, 0.0, 0.0]
 
 
@@ -117,9 +119,7 @@ def test_grpo_stops_pushing_a_clipped_token() -> None:
     """A positive advantage gives no gradient once the ratio is past 1 + clip, a negative one still does."""
     for advantage, moves in ((1.0, False), (-1.0, True)):
         logprob = torch.tensor([[0.5]], requires_grad=True)
-        inputs = LossInputs(
-            logprob, torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([advantage]), torch.ones(1)
-        )
+        inputs = LossInputs(logprob, torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([advantage]), torch.ones(1))
         loss, stats = Grpo(clip=0.2).loss(inputs)
         (grad,) = torch.autograd.grad(loss, logprob)
         assert bool(grad.abs().sum() > 0) is moves

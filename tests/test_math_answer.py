@@ -123,8 +123,9 @@ def test_a_bad_deadline_is_the_users_error() -> None:
         MathAnswer(deadline_s=0)
 
 
+@pytest.mark.slow
 def test_an_answer_that_hangs_the_grader_is_malformed_and_the_grader_survives() -> None:
-    reward = MathAnswer(deadline_s=1.0)
+    reward = MathAnswer(deadline_s=2.0)
     hang = "\\binom{99999999}{49999999}"
     verdict = reward(f"\\boxed{{{hang}}}", {"answer": "\\sqrt{2}"})
     assert verdict.status is Status.MALFORMED
@@ -199,9 +200,7 @@ def failing(cause: Status, times: int) -> Callable[[], bool]:
         (2, failing(Status.VERIFIER_ERROR, 1), Status.VERIFIER_ERROR),
     ],
 )
-def test_failures_are_attributed_by_cause(
-    attempt_fails: int, control: Callable[[], bool], expected: Status
-) -> None:
+def test_failures_are_attributed_by_cause(attempt_fails: int, control: Callable[[], bool], expected: Status) -> None:
     assert attributed(failing(Status.TIMEOUT, attempt_fails), control, "wrong").status is expected
 
 

@@ -67,10 +67,7 @@ def test_an_entry_point() -> None:
     if "math" not in installed("envs"):
         pytest.skip("k2rl is not installed as a package here")
     assert make_env("math").budget > 0
-    assert (
-        f"{resolve('envs', 'math').__module__}:{resolve('envs', 'math').__name__}"
-        == installed("envs")["math"]
-    )
+    assert f"{resolve('envs', 'math').__module__}:{resolve('envs', 'math').__name__}" == installed("envs")["math"]
     assert callable(make_reward("math_answer"))
 
 

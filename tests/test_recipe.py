@@ -126,9 +126,7 @@ def test_values_out_of_range_name_their_key(override: str) -> None:
 
 def test_keys_without_effect_are_refused() -> None:
     assert "objective.clip has no effect with objective.name=k2" in problem("objective.clip=0.2")
-    assert "objective.tau has no effect with objective.name=grpo" in problem(
-        "objective.name=grpo", "objective.tau=0.1"
-    )
+    assert "objective.tau has no effect with objective.name=grpo" in problem("objective.name=grpo", "objective.tau=0.1")
     assert "critic" in problem("critic.enabled=true")
 
 

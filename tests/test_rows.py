@@ -44,9 +44,7 @@ def test_two_columns_join_and_a_plus_in_a_name_is_allowed(tmp_path: Path) -> Non
 
 def test_odd_line_breaks_inside_a_text_are_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(
-        '\ufeff{"question": "a\u2028b", "answer": 1}\r\n\n{"question": "c", "answer": 2}'.encode()
-    )
+    path.write_bytes('\ufeff{"question": "a\u2028b", "answer": 1}\r\n\n{"question": "c", "answer": 2}'.encode())
     assert [r.prompt for r in read_rows(path, FIELDS)] == ["a\u2028b", "c"]
 
 
@@ -100,9 +98,7 @@ def test_errors_name_the_place(
         assert part in str(caught.value)
 
 
-def test_parquet_without_pyarrow_names_the_install_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_without_pyarrow_names_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:

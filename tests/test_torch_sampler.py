@@ -60,7 +60,9 @@ def test_logprobs_equal_a_full_forward_pass(tiny_model: Any, temperature: float,
     wanted = requests(6, 3, temperature)
     for (name, _), c in run(TorchSampler(tiny_model, 0, slots), wanted).items():
         request = next(r for r in wanted if r.id == name)
-        torch.testing.assert_close(torch.tensor(c.logprobs), full_logprobs(tiny_model, request, c.ids), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor(c.logprobs), full_logprobs(tiny_model, request, c.ids), atol=1e-4, rtol=0
+        )
 
 
 def test_a_sample_depends_on_its_key_alone(tiny_model: Any) -> None:

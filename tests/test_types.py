@@ -48,9 +48,7 @@ def test_the_answers_doing_has_a_score(status: Status) -> None:
     assert Verdict(status, 0.5).scored
 
 
-@pytest.mark.parametrize(
-    "status", [Status.TIMEOUT, Status.VERIFIER_ERROR, Status.INFRA_ERROR, Status.PENDING]
-)
+@pytest.mark.parametrize("status", [Status.TIMEOUT, Status.VERIFIER_ERROR, Status.INFRA_ERROR, Status.PENDING])
 def test_the_graders_doing_has_none(status: Status) -> None:
     with pytest.raises(ValueError, match="carries no score"):
         Verdict(status, 0.0)

@@ -98,9 +98,7 @@ def test_it_trains_where_the_user_has_an_envs_package(bin_folder: Path, tmp_path
     for moment in ("eval_before", "eval_after"):
         assert 0.0 <= summary[moment]["mine"]["pass@1"] <= 1.0
 
-    listed = {
-        row["name"] for row in json.loads(run(bin_folder / "k2rl", "env", "list", "--json", cwd=tmp_path))
-    }
+    listed = {row["name"] for row in json.loads(run(bin_folder / "k2rl", "env", "list", "--json", cwd=tmp_path))}
     assert {"math", "logic"} <= listed
     checks = json.loads(run(bin_folder / "k2rl", "doctor", "--json", cwd=tmp_path))
     assert not [check for check in checks if check["status"] == "broken"]

@@ -97,9 +97,7 @@ def _linear(draw: np.random.Generator) -> Problem:
 def _two_sided(draw: np.random.Generator) -> Problem:
     c, d, x, b = _number(draw, 2, 6), _number(draw, 2, 6), _number(draw, 2, 20), _number(draw, 3, 60)
     a, e = c + d, d * x + b
-    return Problem(
-        f"Solve {a}*x+{b}={c}*x+{e}", x, (f"{a}-{c}={d}", f"{e}-{b}={d * x}", f"{d * x}/{d}={x}")
-    )
+    return Problem(f"Solve {a}*x+{b}={c}*x+{e}", x, (f"{a}-{c}={d}", f"{e}-{b}={d * x}", f"{d * x}/{d}={x}"))
 
 
 def _nested(draw: np.random.Generator) -> Problem:

@@ -98,9 +98,7 @@ class LogicEnv(SingleTurnEnv):
         elif data_set and name == "reasoning_gym":
             self.game = ReasoningGym(data_set, config or {}, instruction)
         else:
-            raise UserError(
-                f"unknown game {game!r}{did_you_mean(str(game), GAMES)}: allowed are {', '.join(GAMES)}"
-            )
+            raise UserError(f"unknown game {game!r}{did_you_mean(str(game), GAMES)}: allowed are {', '.join(GAMES)}")
 
     def tasks(self, split: Split, seed: int) -> Iterable[Task]:
         return self.game.tasks(split, seed)
@@ -179,21 +177,35 @@ def combine_prompt(numbers: Sequence[int], target: int, instruction: str) -> str
 @lru_cache(maxsize=4_096)
 def solve(numbers: tuple[int, ...], target: int) -> str | None:
     """An expression that uses each number once and makes the target, exactly; None if there is none."""
-    found = reachable.__wrapped__(tuple(sorted(numbers))).get(Fraction(target))
-    return found[1:-1] if found and len(numbers) > 1 else found
+    hand, goal = tuple(sorted(numbers)), Fraction(target)
+    if len(hand) == 1:
+        return reachable(hand).get(goal)
+    for left, right in _splits(hand):
+        others = reachable(right)
+        for a, first in reachable(left).items():
+            # What the other part must make, for each way to join the two.
+            wanted = [(goal - a, "{0}+{1}"), (a - goal, "{0}-{1}"), (goal + a, "{1}-{0}")]
+            if a:
+                wanted += [(goal / a, "{0}*{1}"), (goal * a, "{1}/{0}")]
+            if a and goal:
+                wanted.append((a / goal, "{0}/{1}"))
+            if not a and not goal:
+                wanted.append((next(iter(others)), "{0}*{1}"))
+            for b, form in wanted:
+                if b in others:
+                    return form.format(first, others[b])
+    return None
 
 
-@lru_cache(maxsize=1_000)  # For the parts; whole hands are too large to keep (see `solve`).
+@lru_cache(maxsize=1_000)
 def reachable(numbers: tuple[int, ...]) -> dict[Fraction, str]:
     """Every value that all of the (sorted) numbers can make, with an expression for it."""
     if len(numbers) == 1:
         return {Fraction(numbers[0]): str(numbers[0])}
     found: dict[Fraction, str] = {}
-    for mask in range(1, 1 << (len(numbers) - 1)):
-        left = reachable(tuple(n for i, n in enumerate(numbers) if mask >> i & 1))
-        right = reachable(tuple(n for i, n in enumerate(numbers) if not mask >> i & 1))
-        for a, first in left.items():
-            for b, second in right.items():
+    for left, right in _splits(numbers):
+        for a, first in reachable(left).items():
+            for b, second in reachable(right).items():
                 found.setdefault(a + b, f"({first}+{second})")
                 found.setdefault(a * b, f"({first}*{second})")
                 found.setdefault(a - b, f"({first}-{second})")
@@ -203,6 +215,13 @@ def reachable(numbers: tuple[int, ...]) -> dict[Fraction, str]:
                 if a:
                     found.setdefault(b / a, f"({second}/{first})")
     return found
+
+
+def _splits(numbers: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Every way to cut the numbers into two parts, each once; both keep the order."""
+    for mask in range(1, 1 << (len(numbers) - 1)):
+        left = tuple(n for i, n in enumerate(numbers) if mask >> i & 1)
+        yield left, tuple(n for i, n in enumerate(numbers) if not mask >> i & 1)
 
 
 # --- knights and knaves ----------------------------------------------------------------------------------
@@ -222,9 +241,7 @@ class Knights:
         instruction: str | None,
     ) -> None:
         if data is None:
-            raise UserError(
-                "game knights needs data: a .parquet or .jsonl file with quiz, names and solution"
-            )
+            raise UserError("game knights needs data: a .parquet or .jsonl file with quiz, names and solution")
         share = TEST_SHARE if test_share is None else test_share
         self.rows = load_splits(data, test_data, field_map(fields, self.fields), share)
         self.instruction = KNIGHTS_INSTRUCTION if instruction is None else instruction
@@ -271,13 +288,16 @@ class ReasoningGym:
     Scorers run in a child process: some evaluate the answer with Python or sympy, which may never end. What
     such a scorer gets is searched for calls first (`unsafe`).
 
-    The answer is what follows the last `####` (not where the gold answer itself contains such a run), else
-    the last `\\boxed{…}`, else what the last `<answer>…</answer>` holds, else the whole response.
+    The answer is what follows the last `####` (unless one of the other marks does, or the gold answer itself
+    contains such a run), else the last `\\boxed{…}`, else what the last `<answer>…</answer>` holds, else the
+    whole response.
     """
 
     chunk = 500
     deadline_s = 10.0
     max_chars = 10_000
+    most_skipped = 1_000
+    """Items of the other split in a row after which a narrow data set is taken to have none of this one."""
 
     def __init__(self, data_set: str, config: Mapping[str, Any], instruction: str | None) -> None:
         self.name, self.config = data_set, dict(config)
@@ -292,11 +312,17 @@ class ReasoningGym:
 
     def _stream(self, split: Split, seed: int) -> Iterator[Task]:
         start = rng.key("reasoning_gym", self.name, split, seed)
+        skipped = 0
         for number in count():
             data_set = self._create(seed=(start + number * self.chunk) % 2**31)
             for entry in islice(data_set, self.chunk):
                 question = entry["question"]
-                if rng.in_test_split("reasoning_gym", self.name, question) == (split == "test"):
+                if rng.in_test_split("reasoning_gym", self.name, question) != (split == "test"):
+                    skipped += 1
+                    if skipped == self.most_skipped:
+                        return
+                else:
+                    skipped = 0
                     reference = {"data_set": self.name, "entry": pack(entry)}
                     answer = None if entry["answer"] is None else str(entry["answer"])
                     prompt = with_instruction(question, self.instruction)
@@ -309,9 +335,7 @@ class ReasoningGym:
         except NoAnswerError as error:
             return Verdict.malformed(str(error))
         if len(answer) > max(self.max_chars, 2 * len(gold or "")):
-            return Verdict.malformed(
-                f"the answer has {len(answer)} characters, the limit is {self.max_chars}"
-            )
+            return Verdict.malformed(f"the answer has {len(answer)} characters, the limit is {self.max_chars}")
         if gold and _SEVERAL.search(answer) and not _SEVERAL.search(gold):
             # Some scorers look at the first number only, or for the gold answer anywhere.
             return Verdict.of(False, f"{answer[:80]!r} lists several candidates")
@@ -344,9 +368,7 @@ class ReasoningGym:
                 f"reasoning_gym has no data set {self.name!r}{did_you_mean(self.name, DATASETS)}: "
                 f"it has {', '.join(sorted(DATASETS))}"
             )
-        options = [
-            f.name for f in dataclasses.fields(DATASETS[self.name][1]) if f.name not in ("seed", "size")
-        ]
+        options = [f.name for f in dataclasses.fields(DATASETS[self.name][1]) if f.name not in ("seed", "size")]
         for key in self.config:
             if key not in options:
                 raise UserError(
@@ -401,8 +423,8 @@ def unsafe(answer: str) -> str:
 
 def _gym_answer(response: str, gold: str | None) -> str:
     hashes = None if gold and "####" in gold else after_hashes(response)
-    if hashes is not None:
-        return hashes
+    if hashes is not None and "<answer>" not in hashes and "\\boxed" not in hashes:
+        return hashes  # Otherwise the hashes are a heading.
     tagged = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
     boxed = last_boxed(response)
     if boxed is not None:

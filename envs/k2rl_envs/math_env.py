@@ -151,9 +151,7 @@ def field_map(given: Mapping[str, str] | None, default: Mapping[str, str]) -> di
     """The default field map with the user's columns in it."""
     for name, column in (given or {}).items():
         if name not in default:
-            raise UserError(
-                f"unknown field {name!r}{did_you_mean(name, default)}: allowed are {', '.join(default)}"
-            )
+            raise UserError(f"unknown field {name!r}{did_you_mean(name, default)}: allowed are {', '.join(default)}")
         if not isinstance(column, str):
             raise UserError(f"fields.{name} must name a column, got {column!r}")
     return {**default, **(given or {})}

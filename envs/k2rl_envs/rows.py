@@ -49,9 +49,7 @@ def read_rows(path: str | Path, fields: Mapping[str, str]) -> list[Row]:
         raise UserError(f"no data file {path} (looked in {Path.cwd()})")
     readers = {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet}
     if path.suffix not in readers:
-        raise UserError(
-            f"{path}: can't read {path.suffix or 'a file without suffix'}: use {', '.join(readers)}"
-        )
+        raise UserError(f"{path}: can't read {path.suffix or 'a file without suffix'}: use {', '.join(readers)}")
     rows = [_row(f"{path}, {where}", record, fields) for where, record in readers[path.suffix](path)]
     if not rows:
         raise UserError(f"{path} holds no rows")
@@ -123,9 +121,7 @@ def _row(place: str, record: object, fields: Mapping[str, str]) -> Row:
                     f"{place}: no field {part!r} for {name}{did_you_mean(part, known)}: "
                     f"the row has {', '.join(known) or 'none'}; set fields.{name}"
                 )
-        values[name] = (
-            record[parts[0]] if len(parts) == 1 else " ".join(str(record[p]).strip() for p in parts)
-        )
+        values[name] = record[parts[0]] if len(parts) == 1 else " ".join(str(record[p]).strip() for p in parts)
     row = Row(values, dict(fields), place)
     if "prompt" in values and not (isinstance(values["prompt"], str) and values["prompt"].strip()):
         raise row.error("prompt", f"a prompt must be text, got {values['prompt']!r}")
@@ -149,9 +145,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
             try:
                 yield f"line {number}", json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}, line {number}: not JSON: {error.msg} (column {error.colno})"
-                ) from None
+                raise UserError(f"{path}, line {number}: not JSON: {error.msg} (column {error.colno})") from None
 
 
 def _json_list(path: Path) -> Iterator[tuple[str, object]]:
@@ -159,9 +153,7 @@ def _json_list(path: Path) -> Iterator[tuple[str, object]]:
     try:
         records = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}: not JSON: {error.msg} (JSON lines go in .jsonl)"
-        ) from None
+        raise UserError(f"{path}, line {error.lineno}: not JSON: {error.msg} (JSON lines go in .jsonl)") from None
     if not isinstance(records, list):
         raise UserError(f"{path}: must hold a list of rows, got {type(records).__name__}")
     yield from ((f"row {i}", record) for i, record in enumerate(records, start=1))

@@ -17,7 +17,7 @@ from k2rl.losses.grpo import Grpo
 from k2rl.losses.k2 import K2
 from k2rl.recipe import ObjectiveConfig
 
-__all__ = ["Grpo", "K2", "LossInputs", "Objective", "objective"]
+__all__ = ["K2", "Grpo", "LossInputs", "Objective", "objective"]
 
 
 @dataclass(frozen=True)

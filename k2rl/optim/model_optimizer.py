@@ -62,7 +62,9 @@ class ModelOptimizer:
             for name, parameter in self.model.named_parameters():
                 if id(parameter) in owned:
                     state = {
-                        kind: tensors[f"{kind}.{name}"] if kind == "step" else tensors[f"{kind}.{name}"].to(parameter.device)
+                        kind: tensors[f"{kind}.{name}"]
+                        if kind == "step"
+                        else tensors[f"{kind}.{name}"].to(parameter.device)
                         for kind in ("step", "exp_avg", "exp_avg_sq", "momentum")
                         if f"{kind}.{name}" in tensors
                     }

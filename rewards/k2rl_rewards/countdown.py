@@ -1,7 +1,8 @@
 """Whether an expression uses the given numbers once each and reaches the target.
 
-The expression is the line after the last `####`, else the last `\\boxed{…}`. It is read by the parser below,
-exactly and in bounded time: whole numbers, `+ - * /` (also `×`, `÷`, `−`) and parentheses, nothing else.
+The expression is what the last `\\boxed{…}` holds, where it follows the last `####` or there is none of
+these; else the line after the last `####`. It is read by the parser below, exactly and in bounded time:
+whole numbers, `+ - * /` (also `×`, `÷`, `−`) and parentheses, nothing else.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class _Parser:
 def _expression(response: str) -> tuple[str, str]:
     """The expression in a response, and what it is claimed to equal ("" where nothing is)."""
     found = after_hashes(response)
-    if found is None:
+    if found is None or "\\boxed" in found:
         found = last_boxed(response)
     if found is None:
         raise NoAnswerError("no final answer found")

@@ -98,9 +98,7 @@ def plain_number(text: str) -> Fraction | None:
     whole, over, part, under = found.group("whole", "over", "part", "under")
     if (over and Fraction(over) == 0) or (under and int(under) == 0):
         return None
-    value = Fraction(whole) / (Fraction(over) if over else 1) + (
-        Fraction(int(part), int(under)) if part else 0
-    )
+    value = Fraction(whole) / (Fraction(over) if over else 1) + (Fraction(int(part), int(under)) if part else 0)
     return -value if found.group("sign") == "-" else value
 
 
@@ -160,9 +158,7 @@ class MathAnswer:
     def compare(self, answer: str, gold: str) -> Verdict:
         """The verdict on a bare answer, without the search for it in a response."""
         if len(answer) > max(MAX_CHARS, 2 * len(gold)):
-            return Verdict.malformed(
-                f"the final answer has {len(answer)} characters, the limit is {MAX_CHARS}"
-            )
+            return Verdict.malformed(f"the final answer has {len(answer)} characters, the limit is {MAX_CHARS}")
         answer, gold = clean(answer), clean(gold)
         if not answer:
             return Verdict.malformed("the final answer is empty")

@@ -1,0 +1,5 @@
+"""`python -m k2rl`."""
+
+from k2rl.cli import main
+
+main()

@@ -1,0 +1,248 @@
+"""Whole runs on a tiny random model: what they write, that they resume identically, and what they refuse."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from k2rl.errors import RunError, UserError
+from k2rl.loop import train
+from k2rl.recipe import Recipe, resolve, save
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def recipe(tiny_folder: Path) -> Callable[..., Recipe]:
+    """Two envs (one without verdicts, one of two turns), PTX, temperature decay, several updates."""
+
+    def make(*overrides: str) -> Recipe:
+        data = {
+            "seed": 3,
+            "model": {"path": str(tiny_folder)},
+            "envs": {
+                "gym": {
+                    "id": "two_turn_env:PlainGym",
+                    "reward_range": [0, 4],
+                    "pool": 30,
+                    "budget": {"tokens": 12, "penalty": 0.1},
+                    "temperature": {"start": 1.3, "end": 0.9},
+                },
+                "two": {"id": "two_turn_env:TwoTurn", "pool": 20},
+                "math": {"id": "math", "args": {"level": 1, "instruction": ""}, "pool": 50, "budget": {"tokens": 10}},
+            },
+            "run": {"iterations": 6, "checkpoint_every": 2, "eval_tasks": 4, "threads": 1},
+            "rollout": {"tasks": 6, "group_size": 4, "slots": 16},
+            "optim": {"lr": {"start": 0.003, "end": 0.001}},
+            "ptx": {"weight": {"start": 0.1}, "tokens": 128},
+        }
+        return resolve(Recipe, data, overrides)
+
+    return make
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Every key that must be identical."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in rows]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "model" / "model.safetensors")
+
+
+def assert_identical(a: Path, b: Path) -> None:
+    assert metrics(a) == metrics(b)
+    assert all(torch.equal(t, weights(b)[n]) for n, t in weights(a).items())
+    names = sorted(p.name for p in (a / "rollouts").iterdir())
+    assert names == sorted(p.name for p in (b / "rollouts").iterdir())
+    assert all((a / "rollouts" / n).read_bytes() == (b / "rollouts" / n).read_bytes() for n in names)
+    summaries = [json.loads((x / "summary.json").read_text()) for x in (a, b)]
+    for s in summaries:
+        s.pop("wall_s")
+    assert summaries[0] == summaries[1]
+
+
+def test_a_run_writes_what_others_build_on(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    summary = train(recipe("run.eval_every=3"), tmp_path / "run", quiet=True)
+    run = tmp_path / "run"
+    rows = metrics(run)
+    assert [r["iteration"] for r in rows] == [1, 2, 3, 4, 5, 6]
+    for key in ("reward/gym", "tokens/two", "loss/policy", "loss/ptx", "errors/timeout", "train/lr"):
+        assert key in rows[0], key
+    assert rows[0]["temperature/gym"] > rows[-1]["temperature/gym"]
+    assert "eval/math/pass@1" in rows[2]
+    assert rows[0]["loss/logratio_sq"] > 0, "the second mini-batch is off-policy"
+    assert summary == json.loads((run / "summary.json").read_text())
+    assert summary["schema_version"] == 1
+    assert summary["eval_before"]["math"]["n"] == 4
+    assert {"pass@1", "n", "tokens", "greedy"} <= summary["eval_after"]["gym"].keys()
+    with gzip.open(run / "rollouts" / "000001.jsonl.gz", "rt") as file:
+        rollouts = [json.loads(line) for line in file]
+    assert len(rollouts) == 24
+    assert {s["version"] for r in rollouts for s in r["segments"] if s["source"] == "policy"} == {0}
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["000004", "000006"]
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    assert tokenizer.chat_template
+    loaded = {n: p for n, p in model.named_parameters()}
+    assert all(torch.equal(t, loaded[n]) for n, t in load_file(run / "checkpoints/000006/weights.safetensors").items())
+
+
+def test_the_same_recipe_gives_the_same_run(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    short = recipe("run.iterations=2", "rollout.workers=1")
+    train(short, tmp_path / "a", quiet=True)
+    train(recipe("run.iterations=2", "rollout.workers=4"), tmp_path / "b", quiet=True)
+    assert_identical(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [[], ["rollout.pause_share=0.7"]], ids=["whole", "partial-rollouts"])
+def test_kill_9_at_a_random_iteration_and_resume_is_identical(
+    recipe: Callable[..., Recipe], tmp_path: Path, extra: list[str]
+) -> None:
+    chosen = recipe(*extra)
+    save(chosen, tmp_path / "recipe.yaml")
+    train(chosen, tmp_path / "whole", quiet=True)
+    when = random.randint(1, 5)
+    command = [sys.executable, "-m", "k2rl", "train", str(tmp_path / "recipe.yaml"), "--run-dir", str(tmp_path / "cut")]
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    log = tmp_path / "cut" / "metrics.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) >= when):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run([*command, "--resume", "--json"], env=environment, check=True, capture_output=True)
+    assert_identical(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_resume_refuses_what_is_not_its_own(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="nothing to resume"):
+        train(recipe(), run, resume=True, quiet=True)
+    train(recipe("run.iterations=4", "run.eval_tasks=0"), run, quiet=True)
+    with pytest.raises(UserError, match="is not empty"):
+        train(recipe("run.iterations=4", "run.eval_tasks=0"), run, quiet=True)
+    with pytest.raises(UserError, match=r"differs from the one in .* in optim\.lr\.start"):
+        train(recipe("run.iterations=4", "run.eval_tasks=0", "optim.lr.start=0.1"), run, resume=True, quiet=True)
+    shutil.rmtree(run / "checkpoints" / "000004" / "manifest.json", ignore_errors=True)
+    damaged = run / "checkpoints" / "000004" / "weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-7] + b"garbage")
+    with pytest.raises(UserError, match=r"weights.safetensors does not match its checksum\): delete .*000004"):
+        train(recipe("run.iterations=4", "run.eval_tasks=0"), run, resume=True, quiet=True)
+    shutil.rmtree(run / "checkpoints" / "000004")
+    train(recipe("run.iterations=4", "run.eval_tasks=0"), run, resume=True, quiet=True)
+    state = run / "checkpoints" / "000004" / "state.json"
+    state.unlink()
+    with pytest.raises(UserError, match="is damaged"):
+        train(recipe("run.iterations=4", "run.eval_tasks=0"), run, resume=True, quiet=True)
+
+
+def test_two_runs_do_not_share_a_directory(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    from k2rl.runlog import RunLog
+
+    log = RunLog.open(tmp_path / "run", recipe(), resume=False)
+    with pytest.raises(UserError, match="another run is writing"):
+        RunLog.open(tmp_path / "run", recipe(), resume=True)
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["envs.math.id=two_turn_env:Empty", "envs.math.args={}"], "env math yields no train tasks"),
+        (
+            ["envs.math.id=two_turn_env:Overlapping", "envs.math.args={}"],
+            "tasks are in both the train and the test split",
+        ),
+        (["envs.gym.reward_range=null"], "declare envs.gym.reward_range"),
+        (["envs.math.budget.tokens=4000"], "no task fits the model's context of 256"),
+        (["ptx.data=missing.jsonl"], "no file missing.jsonl"),
+        (["model.path=./nowhere"], "no config.json there"),
+    ],
+)
+def test_wrong_input_is_one_line_and_writes_nothing(
+    recipe: Callable[..., Recipe], tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        train(recipe(*overrides), tmp_path / "run", quiet=True)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_template_that_rewrites_history_is_refused_for_multi_turn_envs_only(
+    recipe: Callable[..., Recipe], tmp_path: Path, tiny_folder: Path
+) -> None:
+    rewriting = tmp_path / "rewriting"
+    shutil.copytree(tiny_folder, rewriting)
+    (rewriting / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] if loop.last else m['content'][:3] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    with pytest.raises(UserError, match="rewrites earlier turns"):
+        train(recipe(f"model.path={rewriting}"), tmp_path / "run", quiet=True)
+
+
+def test_a_full_disk_ends_the_run_and_leaves_a_whole_checkpoint(
+    recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel itself refuses: the file size limit makes the second checkpoint's weights too large to write."""
+    import resource
+
+    chosen = recipe("run.eval_tasks=0", "run.checkpoint_every=1")
+    from k2rl import checkpoint
+
+    original, calls = checkpoint.save, 0
+
+    def failing(*args: Any) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+        try:
+            return original(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    monkeypatch.setattr(checkpoint, "save", failing)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with pytest.raises(RunError, match="free some space, then continue with --resume"):
+        train(chosen, tmp_path / "cut", quiet=True)
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "cut" / "checkpoints").glob("[0-9]*")] == ["000001"]
+    train(chosen, tmp_path / "cut", resume=True, quiet=True)
+    train(chosen, tmp_path / "whole", quiet=True)
+    assert_identical(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_too_little_space_is_said_before_anything_starts(
+    recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"0 MB free, and the run's checkpoints need"):
+        train(recipe(), tmp_path / "run", quiet=True)
+
+
+def test_an_unwritable_run_directory(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="can't be written"):
+        train(recipe(), tmp_path / "file" / "run", quiet=True)

@@ -1,0 +1,93 @@
+"""Environments for the tests: two turns, failing, slow, seeded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gymnasium
+
+from k2rl import Env, SingleTurnEnv, Split, Task, UnicodeText, Verdict
+
+
+class TwoTurn(Env):
+    """Say a number, be told to double it, say the double."""
+
+    budget = 24
+    max_turns = 2
+
+    def __init__(self, snapshots: bool = False, replay: bool = True) -> None:
+        self.snapshots = snapshots
+        self.replayable = replay  # type: ignore[misc]
+
+    def tasks(self, split: Split, seed: int) -> Iterable[Task]:
+        for n in range(0 if split == "train" else 1, 40, 2):
+            yield Task(f"Say {n}", answer=str(2 * n), reference={"n": n})
+
+    def gold(self, task: Task) -> Sequence[str]:
+        n = int(task.reference["n"])
+        return [str(n), str(2 * n)]
+
+    def reset_task(self, task: Task) -> tuple[str, dict[str, Any]]:
+        self.said: list[str] = []
+        return str(task.prompt), {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.said.append(action)
+        if len(self.said) == 1:
+            return "Double it", 0.0, False, False, {}
+        verdict = Verdict.of(self.said == list(self.gold(self.task)))
+        return "", verdict.score or 0.0, True, False, {"verdict": verdict}
+
+    def snapshot(self) -> bytes | None:
+        return json.dumps(self.said).encode() if self.snapshots else None
+
+    def restore(self, task: Task, state: bytes) -> None:
+        self.task, self.said = task, json.loads(state)
+
+
+class Broken(SingleTurnEnv):
+    """Its verifier raises on what starts with an x."""
+
+    budget = 8
+
+    def tasks(self, split: Split, seed: int) -> Iterable[Task]:
+        for n in range(20):
+            yield Task(f"{split} {n}")
+
+    def verify(self, task: Task, response: str) -> Verdict:
+        if response.startswith("x"):
+            raise RuntimeError("the grader fell over")
+        return Verdict.of(response == "yes")
+
+
+class Empty(SingleTurnEnv):
+    """Has no tasks."""
+
+    def tasks(self, split: Split, seed: int) -> Iterable[Task]:
+        return []
+
+
+class Overlapping(SingleTurnEnv):
+    """Its splits are the same."""
+
+    def tasks(self, split: Split, seed: int) -> Iterable[Task]:
+        yield from (Task(f"task {n}") for n in range(5))
+
+    def verify(self, task: Task, response: str) -> Verdict:
+        return Verdict.of(False)
+
+
+class PlainGym(gymnasium.Env[str, str]):
+    """No verdicts: a step pays one point per letter a, up to 4."""
+
+    observation_space = UnicodeText()
+    action_space = UnicodeText()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        return f"Write {int(self.np_random.integers(1, 10**6))}", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return "", float(min(4, action.count("a"))), True, False, {}
