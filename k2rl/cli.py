@@ -76,6 +76,14 @@ def train(
     summary = run(loaded, where, resume=resume, quiet=as_json)
     if as_json:
         _print_json(summary)
+        return
+    from rich.console import Console
+
+    from k2rl.eval_policy import before_after
+
+    if summary["eval_after"]:
+        Console(width=None if sys.stdout.isatty() else 150).print(before_after(summary))
+    print(f"the model is in {where / 'model'}, what happened in {where}")
 
 
 def _default_run_dir(stem: str, resume: bool) -> Path:

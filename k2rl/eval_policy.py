@@ -176,6 +176,23 @@ def table(report: Mapping[str, Any]) -> Table:
     return grid
 
 
+def before_after(summary: Mapping[str, Any]) -> Table:
+    """A run's summary for the terminal: held-out tasks before and after."""
+    from rich.table import Table
+
+    grid = Table(title=f"held-out tasks before and after {summary['iterations']} iterations ({summary['wall_s']:.0f} s)")
+    for column in ("env", "tasks", "pass@1 before", "after", "gain", "greedy before", "after", "tokens before", "after"):
+        grid.add_column(column, justify="left" if column == "env" else "right")
+    for name, after in summary["eval_after"].items():
+        before = summary["eval_before"][name]
+        cells = [f"{r['pass@1']:.3f} [{r['ci95']['pass@1'][0]:.3f}, {r['ci95']['pass@1'][1]:.3f}]" for r in (before, after)]
+        gain = f"{100 * (after['pass@1'] - before['pass@1']):+.1f} points"
+        greedy = [f"{r['greedy']:.3f}" for r in (before, after)]
+        tokens = [f"{r['tokens']:.1f}" for r in (before, after)]
+        grid.add_row(name, str(after["n"]), *cells, gain, *greedy, *tokens)
+    return grid
+
+
 def _report(groups: Sequence[Group], spec: EnvSpec, k: int) -> dict[str, Any]:
     counts = []
     unscored = 0

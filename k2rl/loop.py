@@ -17,6 +17,7 @@ import torch
 from k2rl import checkpoint
 from k2rl.batch import batches, text_batch
 from k2rl.curriculum import Curriculum
+from k2rl.losses import Objective
 from k2rl.progress import live
 from k2rl.recipe import Recipe
 from k2rl.runlog import RunLog, writing
@@ -93,8 +94,12 @@ class Run:
         parts.sampler.publish(parts.trainer.named_tensors(), state["iteration"])
 
 
-def train(recipe: Recipe, run_dir: Path, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+def train(
+    recipe: Recipe, run_dir: Path, *, resume: bool = False, quiet: bool = False, objective: Objective | None = None
+) -> dict[str, Any]:
     """Run a recipe to its end and return the summary that `summary.json` holds.
+
+    `objective` replaces the recipe's, for experiments with one of your own.
 
     Raises:
         UserError: the recipe, the model, the data or the run directory is wrong.
@@ -104,7 +109,7 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False, quiet: bool = 
         torch.set_num_threads(recipe.run.threads)
     with live("starting", quiet) as show:
         show(0, 1, "loading the model and the tasks")
-        parts = build(recipe)
+        parts = build(recipe, objective)
     try:
         log = RunLog.open(run_dir, recipe, resume)
         try:

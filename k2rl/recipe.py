@@ -237,7 +237,7 @@ def load(schema: type[R], name: str, overrides: Sequence[str] = ()) -> R:
 def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> R:
     """A checked recipe from plain data and `key=value` overrides. Raises `UserError` as `load` does."""
     _check_keys(schema, data, "", source)
-    merged = OmegaConf.create(dict(data))
+    merged: Any = OmegaConf.create(dict(data))  # Its type has other names in other versions of omegaconf.
     for override in overrides:
         if "=" not in override:
             raise UserError(f"override {override!r}: write key=value, such as run.iterations=10")
@@ -256,9 +256,9 @@ def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] =
     except MissingMandatoryValue as error:
         raise UserError(f"{source}: {error.full_key} is missing: it has no default") from None
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
+        where = getattr(error, "full_key", None)
         message = str(getattr(error, "msg", None) or error).splitlines()[0]
-        raise UserError(f"{source}: {key + ': ' if key else ''}{message}") from None
+        raise UserError(f"{source}: {where + ': ' if where else ''}{message}") from None
     assert isinstance(recipe, schema)
     problems = _problems(recipe)
     if problems:

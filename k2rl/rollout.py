@@ -11,7 +11,7 @@ import base64
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from k2rl import budget, rng
@@ -70,10 +70,10 @@ class Trajectory:
             "temperature": self.temperature,
             "born": self.born,
             "prompt_ids": list(self.prompt_ids),
-            "segments": [asdict(s) for s in self.segments],
+            "segments": [s.to_json() for s in self.segments],
             "said": list(self.said),
             "actions": self.actions,
-            "verdicts": [asdict(v) for v in self.verdicts],
+            "verdicts": [v.to_json() for v in self.verdicts],
             "env_return": self.env_return,
             "end": self.end,
             "snapshot": None if state is None else base64.b64encode(state).decode("ascii"),
@@ -333,8 +333,8 @@ class RolloutDriver:
         for saved in state:
             task = Task.from_json(saved["task"])
             work = self.pool.submit(lambda saved=saved: [self._revive(t) for t in saved["trajectories"]])  # type: ignore[misc]
-            trajectories = work.result()
-            if any(t is None for t in trajectories):
+            trajectories = [t for t in work.result() if t is not None]
+            if len(trajectories) < len(saved["trajectories"]):
                 self.restarted += 1
                 restart.append(task)
             else:

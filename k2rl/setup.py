@@ -58,23 +58,26 @@ class Parts:
         self.sampler.close()
 
 
-def build(recipe: Recipe) -> Parts:
-    """Raises `UserError` for whatever the recipe asks for that is not there."""
+def build(recipe: Recipe, goal: Objective | None = None) -> Parts:
+    """A run's parts; `goal` replaces the recipe's objective.
+
+    Raises:
+        UserError: something the recipe asks for is not there.
+    """
     envs = EnvPool(recipe.envs, recipe.rollout.workers)
     try:
-        return _build(recipe, envs)
+        return _build(recipe, envs, goal or objective(recipe.objective))
     except BaseException:
         envs.close()
         raise
 
 
-def _build(recipe: Recipe, envs: EnvPool) -> Parts:
+def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     _check_reward_ranges(recipe, envs)
     policy = load_policy(recipe.model)
     if multi_turn(envs.templates):
         policy.chat.check_history()
     train_tasks, test_tasks = _tasks(recipe, envs, policy)
-    goal = objective(recipe.objective)
     sampler = TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots)
     return Parts(
         recipe,

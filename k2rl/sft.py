@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from k2rl.progress import live
 from k2rl.recipe import SftRecipe, SftStop, to_dict
 from k2rl.runlog import writing
 from k2rl.trainers.torch_trainer import text_loss
-from k2rl.types import SCHEMA_VERSION, Split, Task
+from k2rl.types import SCHEMA_VERSION, Split, Task, mean
 
 _CHUNK = 4096
 
@@ -51,8 +51,12 @@ def sft(recipe: SftRecipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
             for name in pools["train"]:
                 disjoint(name, pools["train"][name], pools["test"][name])
             policy = _policy(recipe, envs.templates, pools["train"])
-            train, held_out = (demonstrations.from_gold(policy.chat, envs.templates, p) for p in pools.values())
-        _check_lengths(train + held_out, policy.context)
+            train = demonstrations.from_gold(policy.chat, envs.templates, pools["train"])
+            held_out = {
+                name: demonstrations.from_gold(policy.chat, {name: env}, pools["test"])
+                for name, env in envs.templates.items()
+            }
+        _check_lengths([*train, *(e for examples in held_out.values() for e in examples)], policy.context)
         report = _fit(recipe, policy, train, held_out, quiet)
     finally:
         envs.close()
@@ -63,12 +67,17 @@ def sft(recipe: SftRecipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
 
 
 def _fit(
-    recipe: SftRecipe, policy: Policy, train: Sequence[Example], held_out: Sequence[Example], quiet: bool
+    recipe: SftRecipe,
+    policy: Policy,
+    train: Sequence[Example],
+    held_out: Mapping[str, Sequence[Example]],
+    quiet: bool,
 ) -> dict[str, Any]:
+    """Steps until the rule ends it."""
     model, config = policy.model, recipe.sft
     optimizer = ModelOptimizer(model, recipe.optim)
     average = Average(model, config.ema)
-    evaluation = text_batch(held_out, 1.0, policy.chat.pad_id)
+    evaluation = {name: text_batch(examples, 1.0, policy.chat.pad_id) for name, examples in held_out.items()}
     history: list[dict[str, float]] = []
     started, next_eval, step, tokens = time.perf_counter(), config.eval_seconds, 0, 0
     ended = None
@@ -86,11 +95,12 @@ def _fit(
             if seconds >= next_eval:
                 next_eval += config.eval_seconds
                 with average.applied():
-                    held = held_out_loss(model, evaluation, 4 * config.batch_tokens)
-                history.append({"step": step, "seconds": seconds, "tokens": tokens, "held_out_loss": held})
+                    held = {n: held_out_loss(model, b, 4 * config.batch_tokens) for n, b in evaluation.items()}
+                entry = {"step": step, "seconds": seconds, "tokens": tokens, "held_out_loss": mean([*held.values()])}
+                history.append(entry | {f"held_out_loss/{name}": loss for name, loss in held.items()})
                 ended = why_ended(history, config.stop)
-                minutes = seconds / 60
-                show(minutes, config.stop.max_minutes, f"held-out loss {held:.4f}, {tokens / seconds:.0f} tok/s")
+                losses = ", ".join(f"{name} {loss:.4f}" for name, loss in held.items())
+                show(seconds / 60, config.stop.max_minutes, f"held-out loss {losses}; {tokens / seconds:.0f} tok/s")
     average.keep()
     return {
         "schema_version": SCHEMA_VERSION,
@@ -149,10 +159,10 @@ class Average:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for parameter, mean in zip(self.parameters, self.mean, strict=True):
+        for parameter, average in zip(self.parameters, self.mean, strict=True):
             current = parameter.data.clone()
-            parameter.data.copy_(mean)
-            mean.copy_(current)
+            parameter.data.copy_(average)
+            average.copy_(current)
 
 
 class _Swapped:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal
@@ -127,6 +127,9 @@ class Verdict:
         elif self.score is not None:
             raise ValueError(f"a verdict {self.status!r} carries no score, got {self.score!r}")
 
+    def to_json(self) -> dict[str, Any]:
+        return {"status": self.status, "score": self.score, "detail": self.detail}
+
     @property
     def scored(self) -> bool:
         return self.score is not None
@@ -180,6 +183,15 @@ class Segment:
         expected = len(self.ids) if self.source == "policy" else 0
         assert len(self.logprobs) == expected, f"{self.source} segment: {len(self.logprobs)} log-probs"
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "ids": self.ids,
+            "logprobs": self.logprobs,
+            "temperature": self.temperature,
+            "version": self.version,
+        }
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -210,11 +222,11 @@ class Rollout:
             "task": self.task.to_json(),
             "task_id": self.task.id,
             "k": self.k,
-            "prompt_ids": list(self.prompt_ids),
-            "segments": [asdict(s) for s in self.segments],
+            "prompt_ids": self.prompt_ids,
+            "segments": [s.to_json() for s in self.segments],
             "end": self.end,
-            "verdicts": [asdict(v) for v in self.verdicts],
-            "text": list(self.text),
+            "verdicts": [v.to_json() for v in self.verdicts],
+            "text": self.text,
             "env_return": self.env_return,
         }
 

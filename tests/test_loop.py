@@ -62,7 +62,8 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_file(run_dir / "model" / "model.safetensors")
+    found: dict[str, torch.Tensor] = load_file(run_dir / "model" / "model.safetensors")
+    return found
 
 
 def assert_identical(a: Path, b: Path) -> None:
@@ -194,7 +195,8 @@ def test_a_template_that_rewrites_history_is_refused_for_multi_turn_envs_only(
     rewriting = tmp_path / "rewriting"
     shutil.copytree(tiny_folder, rewriting)
     (rewriting / "chat_template.jinja").write_text(
-        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] if loop.last else m['content'][:3] }}<|end|>{% endfor %}"
+        "{% for m in messages %}<|{{ m['role'] }}|>"
+        "{{ m['content'] if loop.last else m['content'][:3] }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     with pytest.raises(UserError, match="rewrites earlier turns"):

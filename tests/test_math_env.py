@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from gymnasium.utils.env_checker import check_env
-from k2rl_envs.math_env import MathEnv, mixed
+from k2rl_envs.levels import mixed
+from k2rl_envs.math_env import MathEnv
 
 from k2rl.errors import UserError
 from k2rl.types import Split, Task

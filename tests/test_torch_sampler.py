@@ -48,7 +48,7 @@ def run(sampler: TorchSampler, wanted: list[Request]) -> dict[tuple[str, int], C
 def full_logprobs(model: Any, request: Request, ids: tuple[int, ...]) -> torch.Tensor:
     tokens = torch.tensor([[*request.prompt_ids, *ids]])
     with torch.no_grad():
-        logits = model(input_ids=tokens).logits[0, len(request.prompt_ids) - 1 : -1]
+        logits: torch.Tensor = model(input_ids=tokens).logits[0, len(request.prompt_ids) - 1 : -1]
     table = (logits / (request.temperature or 1.0)).log_softmax(-1)
     return table.gather(-1, torch.tensor(ids)[:, None])[:, 0]
 
@@ -93,7 +93,7 @@ def test_greedy_takes_the_most_likely_token(tiny_model: Any) -> None:
 
 def test_a_group_is_prefilled_once(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = TorchSampler(tiny_model, 0, 4)
-    prompts = []
+    prompts: list[tuple[int, ...]] = []
     original = sampler._prefill
 
     def counting(wanted: Any, keep: bool) -> Any:

@@ -14,15 +14,59 @@ attempts to try first is not in the demonstrations; it is left to reinforcement 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from k2rl_rewards.countdown import Countdown
 
 from k2rl import rng
-from k2rl.types import Split
+from k2rl.types import Split, Task, Verdict, content_hash
+from k2rl_envs.arguments import with_instruction
+from k2rl_envs.countdown_solver import solve
+from k2rl_envs.levels import Levels, level_shares, mixed
 
 LEVELS = {1: (2, 20, 100), 2: (3, 10, 60), 3: (3, 20, 100), 4: (3, 40, 200), 5: (4, 20, 100)}
+INSTRUCTION = (
+    "Use every number exactly once, with + - * / and parentheses. "
+    'Work step by step. End with a line "#### expression", where expression is the solution alone.'
+)
+MISSES = np.array([0.45, 0.3, 0.25])
+"""How often a demonstration shows 0, 1 or 2 attempts that miss."""
+
+
+class CountdownGame:
+    """Generated countdown puzzles; the gold answer searches aloud before it hits."""
+
+    def __init__(self, level: Levels, instruction: str | None) -> None:
+        self.shares = level_shares(level, LEVELS)
+        self.instruction = INSTRUCTION if instruction is None else instruction
+        self.reward = Countdown()
+
+    def tasks(self, split: Split, seed: int) -> Iterable[Task]:
+        streams = {n: map(partial(self._task, n), puzzles(n, split, seed)) for n in self.shares}
+        return mixed(streams, self.shares, "countdown", split, seed)
+
+    def verify(self, task: Task, response: str) -> Verdict:
+        return self.reward(response, task.reference)
+
+    def gold(self, task: Task) -> str | None:
+        numbers, target = tuple(int(n) for n in task.reference["numbers"]), int(task.reference["target"])
+        # Keyed by the puzzle alone, so that the text is the same under every name and instruction.
+        key = content_hash("countdown", list(numbers), target)
+        shown = demonstration(Puzzle(numbers, target), key)
+        solution = None if shown else solve(numbers, target)
+        return shown or (f"#### {solution}" if solution else None)
+
+    def _task(self, level: int, puzzle: Puzzle) -> Task:
+        reference = {"numbers": list(puzzle.numbers), "target": puzzle.target, "level": level}
+        prompt = combine_prompt(puzzle.numbers, puzzle.target, self.instruction)
+        return Task(prompt, reference=reference, budget=128, tags=("countdown", f"level-{level}"))
+
+
+def combine_prompt(numbers: Sequence[int], target: int, instruction: str) -> str:
+    return with_instruction(f"Use {' '.join(map(str, numbers))} to make {target}", instruction)
 
 
 @dataclass(frozen=True)
@@ -84,7 +128,7 @@ def demonstration(puzzle: Puzzle, key: str, most_misses: int = 2, tries: int = 2
     `key` (a task's id) decides which attempts are shown, so that the text is the same everywhere.
     """
     draw = rng.generator("countdown-demonstration", key)
-    wanted = int(draw.choice(most_misses + 1, p=_MISSES[: most_misses + 1] / _MISSES[: most_misses + 1].sum()))
+    wanted = int(draw.choice(most_misses + 1, p=MISSES[: most_misses + 1] / MISSES[: most_misses + 1].sum()))
     misses: list[Attempt] = []
     for _ in range(tries):
         found = attempt(puzzle.numbers, draw)
@@ -95,6 +139,3 @@ def demonstration(puzzle: Puzzle, key: str, most_misses: int = 2, tries: int = 2
         if found.value <= 9_999:
             misses.append(found)
     return None
-
-
-_MISSES = np.array([0.45, 0.3, 0.25])

@@ -37,6 +37,16 @@ class Row:
         return UserError(f"{self.place}, field {self.columns[name]!r}: {problem}")
 
 
+def field_map(given: Mapping[str, str] | None, default: Mapping[str, str]) -> dict[str, str]:
+    """The default field map with the user's columns in it."""
+    for name, column in (given or {}).items():
+        if name not in default:
+            raise UserError(f"unknown field {name!r}{did_you_mean(name, default)}: allowed are {', '.join(default)}")
+        if not isinstance(column, str):
+            raise UserError(f"fields.{name} must name a column, got {column!r}")
+    return {**default, **(given or {})}
+
+
 def read_rows(path: str | Path, fields: Mapping[str, str]) -> list[Row]:
     """The rows of a file with the fields of the map.
 

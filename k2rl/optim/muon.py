@@ -57,7 +57,7 @@ def newton_schulz(stack_N_A_B: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """The nearest semi-orthogonal matrices, to within the iteration's 0.7 to 1.2 singular values."""
     a, b, c = _COEFFICIENTS
     work = torch.bfloat16 if stack_N_A_B.is_cuda else torch.float32
-    x = stack_N_A_B.to(work)
+    x: torch.Tensor = stack_N_A_B.to(work)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT

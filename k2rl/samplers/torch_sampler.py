@@ -280,7 +280,7 @@ class TorchSampler:
     def _start(self, sources: Sequence[_Prefilled], free: int) -> list[Completion]:
         """Give each source's next samples a row and draw their first token."""
         cache = self._cache
-        entering = []
+        entering: list[tuple[_Prefilled, int]] = []
         for source in sources:
             count = min(source.request.n - source.started, free - len(entering))
             entering += [(source, source.started + j) for j in range(count)]

@@ -119,9 +119,10 @@ def text_loss(model: Any, text: TextBatch) -> torch.Tensor:
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        tensors: dict[str, torch.Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: damaged or missing ({error}); resume from an older checkpoint") from None
+    return tensors
 
 
 def _add(totals: dict[str, torch.Tensor], parts: dict[str, torch.Tensor]) -> None:

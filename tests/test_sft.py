@@ -1,0 +1,69 @@
+"""SFT: it learns, ends by its rule, writes a model that loads, and refuses what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from k2rl.errors import UserError
+from k2rl.models import load_policy
+from k2rl.recipe import ModelConfig, SftRecipe, SftStop, resolve
+from k2rl.sft import sft, why_ended
+
+
+def recipe(*overrides: str) -> SftRecipe:
+    data = {
+        "model": {"scratch": {"hidden_size": 32, "layers": 1, "vocab_size": 320, "max_length": 128}},
+        "envs": {"math": {"id": "math", "args": {"level": 1, "instruction": ""}, "pool": 300}},
+        "optim": {"name": "muon", "lr": {"start": 0.01}, "adamw_lr_ratio": 0.3},
+        "sft": {"batch_tokens": 512, "held_out": 20, "eval_seconds": 0.5, "warmup_steps": 5, "ema": 20},
+        "threads": 1,
+    }
+    return resolve(SftRecipe, data, ["sft.stop.max_minutes=0.05", "sft.stop.min_minutes=0.04", *overrides])
+
+
+def test_a_new_model_learns_its_demonstrations(tmp_path: Path) -> None:
+    report = sft(recipe("sft.save_dtype=bfloat16"), tmp_path / "model", quiet=True)
+    losses = [h["held_out_loss/math"] for h in report["history"]]
+    assert losses[-1] < 0.7 * losses[0]
+    assert report["ended"]
+    assert report == json.loads((tmp_path / "model" / "sft.json").read_text())
+    policy = load_policy(ModelConfig(path=str(tmp_path / "model")))
+    assert policy.model.dtype is torch.float32
+    prompt = policy.chat.prompt([{"role": "user", "content": "Compute 1+2"}])
+    assert policy.chat.tokenizer.decode(prompt) == "<|user|>Compute 1+2<|end|><|assistant|>"
+    for special in ("<|judge|>", "<|A|>", "<|B|>", "<|tool|>"):
+        assert len(policy.chat.tokenizer(special).input_ids) == 1
+    again = sft(recipe(f"model.path={tmp_path / 'model'}"), tmp_path / "again", quiet=True)
+    assert again["history"][0]["held_out_loss"] < losses[0]
+
+
+def test_it_refuses_a_folder_that_is_in_use(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(UserError, match="is not empty"):
+        sft(recipe(), tmp_path, quiet=True)
+    with pytest.raises(UserError, match="can't be written"):
+        sft(recipe(), tmp_path / "x" / "y", quiet=True)
+
+
+def test_it_refuses_demonstrations_longer_than_the_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a demonstration has \d+ tokens, the model takes 16"):
+        sft(recipe("model.scratch.max_length=16"), tmp_path / "m", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("losses", "ended"),
+    [([2.0, 1.0, 0.5, 0.4, 0.3], False), ([2.0, 1.0, 0.5, 0.5, 0.498], True), ([1.0], False)],
+)
+def test_the_rule_compares_with_four_fifths_of_the_way(losses: list[float], ended: bool) -> None:
+    history = [{"step": 100.0 * (i + 1), "seconds": 60.0 * (i + 1), "held_out_loss": x} for i, x in enumerate(losses)]
+    assert (why_ended(history, SftStop(min_minutes=1)) is not None) is ended
+
+
+def test_the_rule_waits_for_the_least_and_ends_at_the_most_time() -> None:
+    history = [{"step": 100.0 * (i + 1), "seconds": 60.0 * (i + 1), "held_out_loss": 1.0} for i in range(5)]
+    assert why_ended(history, SftStop(min_minutes=10)) is None
+    assert why_ended(history, SftStop(min_minutes=10, max_minutes=5)) == "5 minutes are over"
