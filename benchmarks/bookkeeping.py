@@ -81,9 +81,7 @@ def main() -> None:
             log.iteration(metrics, groups)
             seconds = time.perf_counter() - started
             scored = score(groups, recipe.envs, parts.objective, 1.0)
-            made = list(
-                batches(scored.groups, parts.objective, recipe.trainer.updates_per_iteration, [None] * 9, 0)
-            )
+            made = list(batches(scored.groups, parts.objective, recipe.trainer.updates_per_iteration, [None] * 9, 0))
             bare = bare_iteration(parts, groups, made, iteration)
             if iteration > 1:
                 ratios.append(seconds / bare)
@@ -101,7 +99,9 @@ def main() -> None:
         "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout.strip(),
     }
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

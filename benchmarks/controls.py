@@ -98,23 +98,11 @@ def measure(recipe: Recipe, model: str, seed: int) -> dict[str, Any]:
     for name, args in BEYOND.items():
         spec = recipe.envs[name]
         envs[f"{name}_beyond"] = EnvSpec(id=spec.id, args={**spec.args, **args}, budget=replace(spec.budget, tokens=96))
-    found = {}
-    for temperature, samples in ((1.0, 2), (0.0, 1)):
-        report = evaluate(
-            ModelConfig(path=model),
-            envs,
-            n=1000,
-            samples=samples,
-            temperature=temperature,
-            seed=seed,
-            quiet=True,
-        )
-        for name, r in report["envs"].items():
-            entry = found.setdefault(name, {})
-            entry["sampled" if temperature else "greedy"] = r["pass@1"]
-            if temperature:
-                entry |= {"tokens": r["tokens"], "n": r["n"], "no_verdict": r["no_verdict"]}
-    return found
+    report = evaluate(ModelConfig(path=model), envs, n=1000, samples=2, seed=seed, quiet=True)
+    return {
+        name: {"sampled": r["pass@1"], **{key: r[key] for key in ("greedy", "tokens", "n", "no_verdict")}}
+        for name, r in report["envs"].items()
+    }
 
 
 def machine(overrides: Sequence[str]) -> dict[str, Any]:

@@ -89,12 +89,8 @@ class Chat:
             UserError: the template refuses these messages (a role it does not know, say).
         """
         if not self.has_template:
-            start = (
-                self.tokenizer.build_inputs_with_special_tokens([])
-                if hasattr(self.tokenizer, "build_inputs_with_special_tokens")
-                else []
-            )
-            start = [i for i in (start or self.tokenizer("").input_ids) if i not in self.stop_ids]
+            # What the tokenizer puts before a text (a start token, say), without an end token it may append.
+            start = [i for i in self.tokenizer("").input_ids if i not in self.stop_ids]
             text = "\n\n".join(str(m["content"]) for m in messages)
             return (*start, *self.encode_untrusted(text))
         return self._encode_rendered(*self._render(messages, tools, generate=True))

@@ -82,7 +82,7 @@ def evaluate(
     quiet: bool = False,
     slots: int = 256,
 ) -> dict[str, Any]:
-    """Load a model and measure it: the report behind `k2rl eval`.
+    """Load a model and measure it, sampled and greedy: the report behind `k2rl eval`.
 
     Raises:
         UserError: k larger than `samples`, or anything wrong with the model or the environments.
@@ -94,18 +94,24 @@ def evaluate(
         policy = load_policy(model)
         sampler = TorchSampler(policy.model, policy.chat.pad_id, slots)
         tasks = held_out(policy, pool_of_envs, seed, n, split)
-        with bar("evaluating", quiet) as on_progress:
-            results = measure(
-                sampler,
-                policy,
-                pool_of_envs,
-                tasks,
-                samples=samples,
-                k=k,
-                temperature=temperature,
-                seed=seed,
-                on_progress=on_progress,
-            )
+
+        def run(title: str, samples: int, k: int, temperature: float) -> dict[str, dict[str, Any]]:
+            with bar(title, quiet) as on_progress:
+                return measure(
+                    sampler,
+                    policy,
+                    pool_of_envs,
+                    tasks,
+                    samples=samples,
+                    k=k,
+                    temperature=temperature,
+                    seed=seed,
+                    on_progress=on_progress,
+                )
+
+        results = run("evaluating", samples, k, temperature)
+        greedy = results if temperature == 0 else run("evaluating, greedy", 1, 1, 0.0)
+        results = {name: {**r, "greedy": greedy[name]["pass@1"]} for name, r in results.items()}
     finally:
         pool_of_envs.close()
     return {
@@ -165,6 +171,7 @@ def table(report: Mapping[str, Any]) -> Table:
         "pass@1",
         *([f"pass@{k}"] if k > 1 else []),
         "95 % interval",
+        "greedy",
         "tokens",
         "no verdict",
     ):
@@ -172,7 +179,8 @@ def table(report: Mapping[str, Any]) -> Table:
     for name, r in report["envs"].items():
         low, high = r["ci95"]["pass@1"]
         values = [name, str(r["n"]), f"{r['pass@1']:.3f}", *([f"{r[f'pass@{k}']:.3f}"] if k > 1 else [])]
-        grid.add_row(*values, f"{low:.3f} to {high:.3f}", f"{r['tokens']:.1f}", str(r["no_verdict"]))
+        values += [f"{low:.3f} to {high:.3f}", f"{r['greedy']:.3f}", f"{r['tokens']:.1f}", str(r["no_verdict"])]
+        grid.add_row(*values)
     return grid
 
 
@@ -180,12 +188,15 @@ def before_after(summary: Mapping[str, Any]) -> Table:
     """A run's summary for the terminal: held-out tasks before and after."""
     from rich.table import Table
 
-    grid = Table(title=f"held-out tasks before and after {summary['iterations']} iterations ({summary['wall_s']:.0f} s)")
-    for column in ("env", "tasks", "pass@1 before", "after", "gain", "greedy before", "after", "tokens before", "after"):
+    took = f"{summary['iterations']} iterations ({summary['wall_s']:.0f} s)"
+    grid = Table(title=f"held-out tasks before and after {took}")
+    columns = ("env", "tasks", "pass@1 before", "after", "gain", "greedy before", "after", "tokens before", "after")
+    for column in columns:
         grid.add_column(column, justify="left" if column == "env" else "right")
     for name, after in summary["eval_after"].items():
         before = summary["eval_before"][name]
-        cells = [f"{r['pass@1']:.3f} [{r['ci95']['pass@1'][0]:.3f}, {r['ci95']['pass@1'][1]:.3f}]" for r in (before, after)]
+        intervals = [r["ci95"]["pass@1"] for r in (before, after)]
+        cells = [f"{r['pass@1']:.3f} [{i[0]:.3f}, {i[1]:.3f}]" for r, i in zip((before, after), intervals, strict=True)]
         gain = f"{100 * (after['pass@1'] - before['pass@1']):+.1f} points"
         greedy = [f"{r['greedy']:.3f}" for r in (before, after)]
         tokens = [f"{r['tokens']:.1f}" for r in (before, after)]

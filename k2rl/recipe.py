@@ -193,6 +193,7 @@ class SftConfig:
     average is what is evaluated and saved (in `save_dtype`)."""
 
     batch_tokens: int = 2048
+    micro_batch_tokens: int = 1024
     warmup_steps: int = 100
     held_out: int = 300
     eval_seconds: float = 30.0
@@ -438,6 +439,7 @@ def _sft_problems(recipe: SftRecipe) -> list[str]:
     found = _at_least(
         {
             "sft.batch_tokens": (sft.batch_tokens, 1),
+            "sft.micro_batch_tokens": (sft.micro_batch_tokens, 1),
             "sft.held_out": (sft.held_out, 1),
             "sft.eval_seconds": (sft.eval_seconds, 0.1),
             "sft.ema": (sft.ema, 1),

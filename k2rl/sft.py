@@ -85,8 +85,8 @@ def _fit(
         stream = _batches(train, config.batch_tokens, recipe.seed, policy.chat.pad_id)
         while ended is None:
             batch = next(stream)
-            loss = text_loss(model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            for part in micro_batches(batch, config.micro_batch_tokens):
+                text_loss(model, part).backward()  # type: ignore[no-untyped-call]
             step += 1
             tokens += int(batch.lengths_B.sum())
             optimizer.update(recipe.optim.lr.start * min(1.0, step / config.warmup_steps))
@@ -95,7 +95,7 @@ def _fit(
             if seconds >= next_eval:
                 next_eval += config.eval_seconds
                 with average.applied():
-                    held = {n: held_out_loss(model, b, 4 * config.batch_tokens) for n, b in evaluation.items()}
+                    held = {n: held_out_loss(model, b, config.micro_batch_tokens) for n, b in evaluation.items()}
                 entry = {"step": step, "seconds": seconds, "tokens": tokens, "held_out_loss": mean([*held.values()])}
                 history.append(entry | {f"held_out_loss/{name}": loss for name, loss in held.items()})
                 ended = why_ended(history, config.stop)

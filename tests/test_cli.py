@@ -160,10 +160,10 @@ def test_train_hands_the_recipe_over_and_prints_the_summary(
 
     def train(*arguments: Any, **options: Any) -> dict[str, Any]:
         calls.append((*arguments, options))
-        return {"done": True}
+        return {"eval_after": {}}
 
     monkeypatch.setattr(loop, "train", train)
-    assert k2rl.json("train", "recipe.yaml", "seed=5", "--run-dir", "out", "--json") == {"done": True}
+    assert k2rl.json("train", "recipe.yaml", "seed=5", "--run-dir", "out", "--json") == {"eval_after": {}}
     k2rl("train", "recipe.yaml")
     (recipe, where, options), (_, default, _) = calls
     assert (recipe.seed, where, options) == (5, Path("out"), {"resume": False, "quiet": True})

@@ -77,7 +77,7 @@ def test_what_is_no_task_is_refused() -> None:
         def tasks(self, split: Split, seed: int) -> Iterable[Task]:
             yield Task("x", budget=0)
 
-    with pytest.raises(UserError, match="must yield k2rl.Task, got str"):
+    with pytest.raises(UserError, match=r"must yield k2rl\.Task, got str"):
         pool("a", Wrong(), "train", 0, 3)
     with pytest.raises(UserError, match="budget is 0: it must be 1 or more"):
         pool("a", NoBudget(), "train", 0, 3)

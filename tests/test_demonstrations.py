@@ -25,7 +25,10 @@ def test_rows_from_a_file_and_what_is_wrong_with_them(
     tiny_tokenizer: Any, in_folder: Callable[[str, str], Path]
 ) -> None:
     chat = Chat(tiny_tokenizer)
-    good = in_folder("good.jsonl", '{"prompt": "p", "response": "r"}\n\n{"prompt": [{"role": "user", "content": "p"}], "response": "r"}\n')
+    good = in_folder(
+        "good.jsonl",
+        '{"prompt": "p", "response": "r"}\n\n{"prompt": [{"role": "user", "content": "p"}], "response": "r"}\n',
+    )
     first, second = from_file(chat, good)
     assert first == second
     with pytest.raises(UserError, match=r"bad.jsonl:2: no field 'response' \(the row has prompt\)"):
