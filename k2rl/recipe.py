@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from k2rl import assets, budget
+from k2rl import assets, recipe_checks
 from k2rl.budget import BudgetConfig
 from k2rl.errors import UserError, did_you_mean
 from k2rl.schedules import Schedule
@@ -261,7 +261,10 @@ def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] =
         message = str(getattr(error, "msg", None) or error).splitlines()[0]
         raise UserError(f"{source}: {where + ': ' if where else ''}{message}") from None
     assert isinstance(recipe, schema)
-    problems = _problems(recipe)
+    if isinstance(recipe, Recipe):
+        problems = recipe_checks.train_problems(recipe)
+    else:
+        problems = recipe_checks.sft_problems(recipe)
     if problems:
         raise UserError(f"{source}: {problems[0]}")
     return recipe
@@ -313,152 +316,6 @@ def _check_keys(schema: Any, data: Any, prefix: str, source: str) -> None:
                 f"allowed here are {', '.join(hints)}"
             )
         _check_keys(hints[key], value, f"{prefix}{key}.", source)
-
-
-def _problems(recipe: Recipe | SftRecipe) -> list[str]:
-    found = []
-    if not recipe.envs:
-        found.append("envs is empty: name at least one environment, such as envs.math.id=math (see `k2rl env list`)")
-    for name, spec in recipe.envs.items():
-        found += _env_problems(name, spec)
-    schedules = {"optim.lr": recipe.optim.lr}
-    if isinstance(recipe, Recipe):
-        schedules |= {"temperature": recipe.temperature, "ptx.weight": recipe.ptx.weight}
-        found += _train_problems(recipe)
-    else:
-        found += _sft_problems(recipe)
-    found += _optim_problems(recipe.optim)
-    found += _one_of("optim.name", recipe.optim.name, ["adamw", "muon"])
-    if recipe.optim.name == "adamw" and recipe.optim.adamw_lr_ratio != 1.0:
-        found.append("optim.adamw_lr_ratio has no effect with optim.name=adamw: it belongs to muon")
-    for key, schedule in schedules.items():
-        problem = schedule.problem()
-        if problem:
-            found.append(f"{key}.{problem}")
-    return found
-
-
-def _optim_problems(optim: OptimConfig) -> list[str]:
-    found = _at_least(
-        {
-            "optim.lr.start": (optim.lr.start, 0),
-            "optim.weight_decay": (optim.weight_decay, 0),
-            "optim.grad_clip": (optim.grad_clip, 0),
-        }
-    )
-    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
-        found.append(f"optim.betas is {optim.betas}: give two numbers in [0, 1)")
-    return found
-
-
-def _env_problems(name: str, spec: EnvSpec) -> list[str]:
-    prefix = f"envs.{name}"
-    found = [f"{prefix}.budget.{p}" for p in budget.problems(spec.budget)]
-    if not name or "/" in name or "." in name:
-        found.append(f"{prefix}: a name has no slash and no dot, it becomes part of file and metric names")
-    if not 0 < spec.weight < math.inf:
-        found.append(f"{prefix}.weight is {spec.weight}: it must be above 0")
-    if spec.pool < 1:
-        found.append(f"{prefix}.pool is {spec.pool}: it must be 1 or more")
-    if spec.temperature is not None:
-        problem = spec.temperature.problem()
-        found += (
-            [f"{prefix}.temperature.{problem}"]
-            if problem
-            else _temperature_problems(f"{prefix}.temperature", spec.temperature)
-        )
-    if spec.reward_range is not None and (
-        len(spec.reward_range) != 2 or not spec.reward_range[0] < spec.reward_range[1]
-    ):
-        found.append(f"{prefix}.reward_range is {spec.reward_range}: give [lowest, highest]")
-    return found
-
-
-def _temperature_problems(key: str, schedule: Schedule) -> list[str]:
-    values = (schedule.start, schedule.start if schedule.end is None else schedule.end)
-    if min(values) <= 0 or schedule.warmup > 0:
-        return [f"{key}: a training temperature stays above 0 and has no warmup"]
-    return []
-
-
-def _one_of(key: str, value: str, allowed: Sequence[str]) -> list[str]:
-    return [] if value in allowed else [f"{key} is {value!r}: this version has {', '.join(allowed)}"]
-
-
-def _at_least(values: Mapping[str, tuple[float, float]]) -> list[str]:
-    return [f"{key} is {value}: it must be {least} or more" for key, (value, least) in values.items() if value < least]
-
-
-def _train_problems(recipe: Recipe) -> list[str]:
-    run, rollout, trainer, objective = recipe.run, recipe.rollout, recipe.trainer, recipe.objective
-    found = _at_least(
-        {
-            "run.iterations": (run.iterations, 0),
-            "run.checkpoint_every": (run.checkpoint_every, 1),
-            "run.checkpoints_kept": (run.checkpoints_kept, 1),
-            "run.eval_tasks": (run.eval_tasks, 0),
-            "run.eval_every": (run.eval_every, 0),
-            "rollout.tasks": (rollout.tasks, 1),
-            "rollout.group_size": (rollout.group_size, 2),
-            "rollout.slots": (rollout.slots, 1),
-            "rollout.workers": (rollout.workers, 1),
-            "trainer.updates_per_iteration": (trainer.updates_per_iteration, 1),
-            "trainer.micro_batch_tokens": (trainer.micro_batch_tokens, 1),
-            "ptx.tokens": (recipe.ptx.tokens, 1),
-            "ptx.weight.start": (recipe.ptx.weight.start, 0),
-        }
-    )
-    found += _one_of("rollout.engine", rollout.engine, ["torch"])
-    found += _one_of("trainer.backend", trainer.backend, ["torch"])
-    found += _one_of("cluster.address", recipe.cluster.address, ["none"])
-    found += _one_of("objective.name", objective.name, ["k2", "grpo"])
-    found += _one_of("model.dtype", recipe.model.dtype, ["auto", "float32", "bfloat16", "float16"])
-    found += _temperature_problems("temperature", recipe.temperature)
-    if recipe.critic.enabled:
-        found.append("critic.enabled is true: this version has no critic; set it to false")
-    if not 0 < rollout.pause_share <= 1:
-        found.append(f"rollout.pause_share is {rollout.pause_share}: it lies in (0, 1]")
-    if not 0 <= run.max_failure_rate <= 1:
-        found.append(f"run.max_failure_rate is {run.max_failure_rate}: it lies in [0, 1]")
-    if trainer.updates_per_iteration > rollout.tasks:
-        found.append(
-            f"trainer.updates_per_iteration is {trainer.updates_per_iteration} with rollout.tasks={rollout.tasks}: "
-            "a mini-batch holds at least one whole group"
-        )
-    for key, owner in (("tau", "k2"), ("clip", "grpo")):
-        value = getattr(objective, key)
-        if value is not None and objective.name != owner:
-            found.append(f"objective.{key} has no effect with objective.name={objective.name}: it belongs to {owner}")
-        elif value is not None and value <= 0:
-            found.append(f"objective.{key} is {value}: it must be above 0")
-    return found
-
-
-def _sft_problems(recipe: SftRecipe) -> list[str]:
-    sft, stop, scratch = recipe.sft, recipe.sft.stop, recipe.model.scratch
-    found = _at_least(
-        {
-            "sft.batch_tokens": (sft.batch_tokens, 1),
-            "sft.micro_batch_tokens": (sft.micro_batch_tokens, 1),
-            "sft.held_out": (sft.held_out, 1),
-            "sft.eval_seconds": (sft.eval_seconds, 0.1),
-            "sft.ema": (sft.ema, 1),
-            "sft.warmup_steps": (sft.warmup_steps, 1),
-            "sft.stop.min_minutes": (stop.min_minutes, 0),
-            "sft.stop.max_minutes": (stop.max_minutes, 0),
-            "model.scratch.layers": (scratch.layers, 1),
-            "model.scratch.vocab_size": (scratch.vocab_size, 300),
-        }
-    )
-    found += _one_of("sft.save_dtype", sft.save_dtype, ["float32", "bfloat16", "float16"])
-    if scratch.hidden_size % scratch.head_size:
-        found.append(
-            f"model.scratch.hidden_size is {scratch.hidden_size}: it must be a multiple of head_size "
-            f"({scratch.head_size})"
-        )
-    if not (0 < stop.share < 1 and 0 <= stop.improvement < 1):
-        found.append("sft.stop: share lies in (0, 1) and improvement in [0, 1)")
-    return found
 
 
 def save(recipe: Recipe | SftRecipe, path: Path) -> None:
