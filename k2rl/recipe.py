@@ -107,12 +107,14 @@ class OptimConfig:
 
 @dataclass
 class TrainerConfig:
-    """`updates_per_iteration` mini-batches of whole groups with pi_old fixed; `micro_batch_tokens` bounds the
+    """`updates_per_iteration` mini-batches of whole groups with pi_old fixed; `micro_batch_workers` threads share
+    their micro-batches on a CPU (small models gain, large ones are better off with 1); `micro_batch_tokens` bounds the
     padded tokens of one forward and backward pass."""
 
     backend: str = "torch"
     updates_per_iteration: int = 2
     micro_batch_tokens: int = 8192
+    micro_batch_workers: int = 1
 
 
 @dataclass
@@ -194,6 +196,7 @@ class SftConfig:
 
     batch_tokens: int = 2048
     micro_batch_tokens: int = 1024
+    micro_batch_workers: int = 1
     warmup_steps: int = 100
     held_out: int = 300
     eval_seconds: float = 30.0

@@ -56,6 +56,7 @@ class Parts:
     def close(self) -> None:
         self.envs.close()
         self.sampler.close()
+        self.trainer.gradients.close()
 
 
 def build(recipe: Recipe, goal: Objective | None = None) -> Parts:
@@ -84,7 +85,13 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
         policy,
         envs,
         goal,
-        TorchTrainer(policy.model, goal, recipe.optim, recipe.trainer.micro_batch_tokens),
+        TorchTrainer(
+            policy.model,
+            goal,
+            recipe.optim,
+            recipe.trainer.micro_batch_tokens,
+            recipe.trainer.micro_batch_workers,
+        ),
         sampler,
         RolloutDriver(
             envs,

@@ -27,6 +27,7 @@ from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.progress import live
 from k2rl.recipe import SftRecipe, SftStop, to_dict
 from k2rl.runlog import writing
+from k2rl.trainers.gradients import Gradients, Terms
 from k2rl.trainers.torch_trainer import text_loss
 from k2rl.types import SCHEMA_VERSION, Split, Task, mean
 
@@ -77,6 +78,11 @@ def _fit(
     model, config = policy.model, recipe.sft
     optimizer = ModelOptimizer(model, recipe.optim)
     average = Average(model, config.ema)
+    gradients = Gradients(model, config.micro_batch_workers)
+
+    def terms(part: TextBatch) -> Terms:
+        return text_loss(model, part), {}
+
     evaluation = {name: text_batch(examples, 1.0, policy.chat.pad_id) for name, examples in held_out.items()}
     history: list[dict[str, float]] = []
     started, next_eval, step, tokens = time.perf_counter(), config.eval_seconds, 0, 0
@@ -85,8 +91,7 @@ def _fit(
         stream = _batches(train, config.batch_tokens, recipe.seed, policy.chat.pad_id)
         while ended is None:
             batch = next(stream)
-            for part in micro_batches(batch, config.micro_batch_tokens):
-                text_loss(model, part).backward()  # type: ignore[no-untyped-call]
+            gradients.add(micro_batches(batch, config.micro_batch_tokens), terms, {})
             step += 1
             tokens += int(batch.lengths_B.sum())
             optimizer.update(recipe.optim.lr.start * min(1.0, step / config.warmup_steps))
@@ -101,6 +106,7 @@ def _fit(
                 ended = why_ended(history, config.stop)
                 losses = ", ".join(f"{name} {loss:.4f}" for name, loss in held.items())
                 show(seconds / 60, config.stop.max_minutes, f"held-out loss {losses}; {tokens / seconds:.0f} tok/s")
+    gradients.close()
     average.keep()
     return {
         "schema_version": SCHEMA_VERSION,

@@ -52,8 +52,10 @@ def one_batch(goal: Objective, with_ptx: bool = True) -> Batch:
     return batch
 
 
-def gradients(model: Any, batch: Batch, micro_tokens: int, goal: Objective) -> dict[str, torch.Tensor]:
-    trainer = TorchTrainer(model, goal, OptimConfig(grad_clip=0.0), micro_tokens)
+def gradients(
+    model: Any, batch: Batch, micro_tokens: int, goal: Objective, workers: int = 1
+) -> dict[str, torch.Tensor]:
+    trainer = TorchTrainer(model, goal, OptimConfig(grad_clip=0.0), micro_tokens, workers)
     captured: dict[str, torch.Tensor] = {}
     original = trainer.optimizer.update
 
@@ -76,6 +78,15 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(
     split = gradients(tiny_model, batch, micro_tokens, goal)
     for name, grad in whole.items():
         torch.testing.assert_close(split[name], grad, atol=2e-6, rtol=2e-4, msg=name)
+
+
+def test_workers_change_nothing_but_the_time(tiny_model: Any) -> None:
+    """Bit for bit: gradients are added in the micro-batches' order, whoever is done first."""
+    batch = one_batch(K2(0.1))
+    alone = gradients(tiny_model, batch, 30, K2(0.1))
+    for _ in range(5):
+        together = gradients(tiny_model, batch, 30, K2(0.1), workers=3)
+        assert all(torch.equal(together[name], grad) for name, grad in alone.items())
 
 
 def test_micro_batches_hold_every_row_once_within_the_limit() -> None:

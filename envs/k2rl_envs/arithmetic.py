@@ -7,6 +7,7 @@ Levels add one step of work each:
     3  14*7+8*16      7*x+12=61  two products; two steps of algebra
     4  14*7+8*16-41   9*x+12=4*x+47
     5  14*7+8*16-6*3  3*(5*x+7)=141
+    6  14*7+8*16-6*3+9*12  3*(5*x+7)=2*x+86
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from k2rl import rng
 from k2rl.types import Split
 
-LEVELS = (1, 2, 3, 4, 5)
+LEVELS = (1, 2, 3, 4, 5, 6)
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,21 @@ def _nested(draw: np.random.Generator) -> Problem:
     )
 
 
+def _nested_two_sided(draw: np.random.Generator) -> Problem:
+    k, a, c = _number(draw, 2, 5), _number(draw, 2, 5), _number(draw, 2, 9)
+    x, b = _number(draw, 2, 15), _number(draw, 3, 20)
+    c = min(c, k * a - 1)
+    d = k * a - c
+    e = d * x + k * b
+    steps = (f"{k}*{a}={k * a}", f"{k}*{b}={k * b}", f"{k * a}-{c}={d}", f"{e}-{k * b}={d * x}", f"{d * x}/{d}={x}")
+    return Problem(f"Solve {k}*({a}*x+{b})={c}*x+{e}", x, steps)
+
+
 _GENERATORS: dict[int, tuple[Callable[[np.random.Generator], Problem], ...]] = {
     1: (_sum,),
     2: (lambda d: _products(d, 1, tail=True), _divide),
     3: (lambda d: _products(d, 2, tail=False), _linear),
     4: (lambda d: _products(d, 2, tail=True), _two_sided),
     5: (lambda d: _products(d, 3, tail=False), _nested),
+    6: (lambda d: _products(d, 4, tail=False), _nested_two_sided),
 }

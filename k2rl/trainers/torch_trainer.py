@@ -18,14 +18,18 @@ from k2rl.losses import LossInputs, Objective
 from k2rl.losses.ptx import ptx
 from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.recipe import OptimConfig
+from k2rl.trainers.gradients import Gradients, Terms
 
 
 class TorchTrainer:
     """See the module. The model stays in eval mode: log-probs must not depend on dropout."""
 
-    def __init__(self, model: Any, objective: Objective, optim: OptimConfig, micro_batch_tokens: int) -> None:
+    def __init__(
+        self, model: Any, objective: Objective, optim: OptimConfig, micro_batch_tokens: int, workers: int = 1
+    ) -> None:
         self.model, self.objective, self.config = model, objective, optim
         self.micro_batch_tokens = micro_batch_tokens
+        self.gradients = Gradients(model, workers)
         self.optimizer = ModelOptimizer(model, optim)
 
     def step(self, batch: Batch, *, lr: float) -> dict[str, float]:
@@ -34,17 +38,19 @@ class TorchTrainer:
             self.optimizer = ModelOptimizer(self.model, self.config)
         self.optimizer.zero_grad()
         totals: dict[str, torch.Tensor] = {}
-        for part in micro_batches(batch, self.micro_batch_tokens):
-            loss, stats = self.objective.loss(self.loss_inputs(part))
-            loss.backward()  # type: ignore[no-untyped-call]
-            _add(totals, {"loss/policy": loss.detach(), **{f"loss/{k}": v for k, v in stats.items()}})
+        self.gradients.add(micro_batches(batch, self.micro_batch_tokens), self.policy_terms, totals)
         if batch.ptx is not None:
-            for text in micro_batches(batch.ptx, self.micro_batch_tokens):
-                loss = text_loss(self.model, text)
-                loss.backward()  # type: ignore[no-untyped-call]
-                _add(totals, {"loss/ptx": loss.detach()})
+            self.gradients.add(micro_batches(batch.ptx, self.micro_batch_tokens), self.ptx_terms, totals)
         norm = self.optimizer.update(lr)
         return {k: float(v) for k, v in totals.items()} | {"train/grad_norm": norm, "train/lr": lr}
+
+    def policy_terms(self, part: Batch) -> Terms:
+        loss, stats = self.objective.loss(self.loss_inputs(part))
+        return loss, {"loss/policy": loss.detach(), **{f"loss/{k}": v for k, v in stats.items()}}
+
+    def ptx_terms(self, part: TextBatch) -> Terms:
+        loss = text_loss(self.model, part)
+        return loss, {"loss/ptx": loss.detach()}
 
     def loss_inputs(self, part: Batch) -> LossInputs:
         """The micro-batch as the objective sees it, with log-probs that carry gradients."""
@@ -123,8 +129,3 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: damaged or missing ({error}); resume from an older checkpoint") from None
     return tensors
-
-
-def _add(totals: dict[str, torch.Tensor], parts: dict[str, torch.Tensor]) -> None:
-    for key, value in parts.items():
-        totals[key] = totals[key] + value if key in totals else value
