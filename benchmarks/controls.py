@@ -6,7 +6,8 @@ Arms, each with the same seeds: `rl` is the quickstart; `sft` goes on imitating 
 minutes as that seed's RL took; `shuffled` is the same RL with the rewards permuted inside each group. Each arm's model
 answers 1,000 held-out tasks per env, and 1,000 one difficulty step beyond anything SFT saw.
 
-Each finished (arm, seed) appends one line to the results file, and is skipped when the command is run again. Intervals
+Each finished (arm, seed) appends one line to the results file, and is skipped when the command is run again; one that
+was interrupted starts anew. Intervals
 are Student's t over seeds, of the difference to the control (or to nano) with the same seed and the same tasks.
 """
 
@@ -16,9 +17,11 @@ import argparse
 import json
 import math
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -38,10 +41,20 @@ from k2rl.loop import train
 from k2rl.losses import LossInputs, Objective, objective
 from k2rl.recipe import EnvSpec, ModelConfig, Recipe, SftRecipe, load
 from k2rl.sft import sft
+from k2rl.types import SCHEMA_VERSION
 
 ARMS = ("rl", "shuffled", "sft")
 BEYOND = {"math": {"level": 5}, "logic": {"level": 4}}
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+# As in nano's last minutes of SFT, on fresh demonstrations.
+CONTINUED = [
+    "model.path=nano",
+    "sft.save_dtype=float32",
+    "optim.lr.start=0.005",
+    "envs.math.pool=20000",
+    "envs.logic.pool=20000",
+]
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16, 2.145, 2.131)
+"""Student's t for 1, 2, … degrees of freedom."""
 HERE = Path(__file__).parent
 
 
@@ -70,24 +83,30 @@ def run_arm(arm: str, seed: int, work: Path, overrides: Sequence[str]) -> dict[s
         wall, model = 0.0, Path(recipe.model.path)
     elif arm == "sft":
         wall = json.loads((work / f"rl-{seed}" / "summary.json").read_text())["wall_s"]
-        if not model.exists():
-            sft(_continued(recipe, seed, wall), model, quiet=True)
+        shutil.rmtree(model, ignore_errors=True)
+        sft(_continued(recipe, seed, wall), model, quiet=True)
     else:
         goal = objective(recipe.objective)
         chosen = Shuffled(goal, seed) if arm == "shuffled" else goal
-        resume = (folder / "recipe.yaml").exists() and arm == "rl"
-        wall = train(recipe, folder, resume=resume, quiet=True, objective=chosen)["wall_s"]
-    return {"arm": arm, "seed": seed, "wall_s": wall, "envs": measure(recipe, str(model), seed), **machine(overrides)}
+        shutil.rmtree(folder, ignore_errors=True)
+        wall = train(recipe, folder, quiet=True, objective=chosen)["wall_s"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "arm": arm,
+        "seed": seed,
+        "wall_s": wall,
+        "envs": measure(recipe, str(model), seed),
+        **machine(overrides),
+    }
 
 
 def _continued(recipe: Recipe, seed: int, wall_s: float) -> SftRecipe:
     """nano's own SFT, from nano, for `wall_s` seconds."""
     minutes = wall_s / 60
-    again = load(SftRecipe, "nano_sft", [f"seed={seed + 1000}", "model.path=nano", "sft.save_dtype=float32"])
+    again = load(SftRecipe, "nano_sft", [f"seed={seed + 1000}", *CONTINUED])
     stop = replace(again.sft.stop, min_minutes=minutes, max_minutes=minutes)
-    return replace(
-        again, threads=recipe.run.threads, sft=replace(again.sft, stop=stop, eval_seconds=min(10.0, wall_s / 2))
-    )
+    # One evaluation, at the very end: all its minutes are for learning.
+    return replace(again, threads=recipe.run.threads, sft=replace(again.sft, stop=stop, eval_seconds=wall_s))
 
 
 def measure(recipe: Recipe, model: str, seed: int) -> dict[str, Any]:
@@ -98,7 +117,7 @@ def measure(recipe: Recipe, model: str, seed: int) -> dict[str, Any]:
     for name, args in BEYOND.items():
         spec = recipe.envs[name]
         envs[f"{name}_beyond"] = EnvSpec(id=spec.id, args={**spec.args, **args}, budget=replace(spec.budget, tokens=96))
-    report = evaluate(ModelConfig(path=model), envs, n=1000, samples=2, seed=seed, quiet=True)
+    report = evaluate(ModelConfig(path=model), envs, n=1000, samples=1, seed=seed, quiet=True)
     return {
         name: {"sampled": r["pass@1"], **{key: r[key] for key in ("greedy", "tokens", "n", "no_verdict")}}
         for name, r in report["envs"].items()
@@ -120,7 +139,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half-width of the 95 % t interval (NaN for a single value)."""
     if len(values) < 2:
         return statistics.fmean(values), math.nan
-    half = T_975.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
+    half = T_975[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
     return statistics.fmean(values), half
 
 
@@ -145,12 +164,18 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
         cells = []
         for arm in arms:
             own = [by_key[arm, s][env] for s in seeds if (arm, s) in by_key]
+            if not own:
+                cells += ["-", "-"]
+                continue
             sampled, greedy, tokens = (statistics.fmean([o[k] for o in own]) for k in ("sampled", "greedy", "tokens"))
             cells += [f"{sampled:.3f} ({greedy:.3f})", f"{tokens:.1f}"]
         reached.add_row(env, *cells)
         differences = []
         for a, b in pairs:
             shared = [s for s in seeds if (a, s) in by_key and (b, s) in by_key]
+            if not shared:
+                differences.append("-")
+                continue
             mean, half = interval([by_key[a, s][env]["sampled"] - by_key[b, s][env]["sampled"] for s in shared])
             differences.append(f"{100 * mean:+.1f} ± {100 * half:.1f}")
         gained.add_row(env, *differences)
@@ -173,10 +198,16 @@ def main() -> None:
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    foreign = [r for r in rows if r["overrides"] != overrides]
+    if foreign:
+        parser.error(f"{args.out} holds results with overrides {foreign[0]['overrides']}: choose another --out")
     done = {(r["arm"], r["seed"]) for r in rows}
     flags = ["--work", str(args.work), *(["--threads", str(args.threads)] if args.threads else [])]
 
     def work(job: tuple[str, int]) -> None:
+        # Jobs start in order, so a seed's RL is done, or at least under way, when its SFT control starts.
+        while job[0] == "sft" and not any((r["arm"], r["seed"]) == ("rl", job[1]) for r in rows):
+            time.sleep(1)
         command = [sys.executable, __file__, "--one", job[0], str(job[1]), *flags, *args.overrides]
         ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         line = ended.stdout.splitlines()[-1]
@@ -185,10 +216,9 @@ def main() -> None:
             file.write(line + "\n")
         print(f"{job[0]} seed {job[1]}: {rows[-1]['wall_s']:.0f} s", file=sys.stderr, flush=True)
 
-    for arm in ("nano", *ARMS):
-        jobs = [(arm, s) for s in range(args.seeds) if (arm, s) not in done]
-        with ThreadPoolExecutor(args.jobs) as executor:
-            list(executor.map(work, jobs))
+    jobs = [(arm, seed) for arm in (*ARMS, "nano") for seed in range(args.seeds) if (arm, seed) not in done]
+    with ThreadPoolExecutor(args.jobs) as executor:
+        list(executor.map(work, jobs))
     console = Console(width=160)
     for grid in tables(rows):
         console.print(grid)

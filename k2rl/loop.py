@@ -23,7 +23,7 @@ from k2rl.recipe import Recipe
 from k2rl.runlog import RunLog, writing
 from k2rl.scoring import score
 from k2rl.setup import Parts, build, evaluation, summary_of
-from k2rl.types import Group, mean
+from k2rl.types import Group, Task, mean
 
 
 class Run:
@@ -32,6 +32,8 @@ class Run:
     def __init__(self, recipe: Recipe, parts: Parts) -> None:
         self.recipe, self.parts = recipe, parts
         self.times: dict[str, float] = {}
+        self.restart: list[Task] = []
+        """Tasks whose interrupted groups could be neither restored nor replayed."""
 
     def iterate(self, iteration: int) -> tuple[dict[str, float], list[Group]]:
         """One iteration: metrics, and the groups it was made of."""
@@ -39,7 +41,9 @@ class Run:
         progress = (iteration - 1) / max(recipe.run.iterations, 1)
         started = time.perf_counter()
         with self.clock("rollout"):
-            tasks = parts.curriculum.next(recipe.rollout.tasks - len(parts.driver.pending))
+            again, self.restart = self.restart, []
+            fresh = recipe.rollout.tasks - len(parts.driver.pending) - len(again)
+            tasks = again + parts.curriculum.next(max(fresh, 0))
             groups = parts.driver.collect(tasks, iteration, lambda env: parts.temperature(env, progress))
         with self.clock("score"):
             scored = score(groups, recipe.envs, parts.objective, recipe.run.max_failure_rate)
@@ -54,6 +58,7 @@ class Run:
         with self.clock("sync"):
             parts.sampler.publish(parts.trainer.named_tensors(), iteration)
         metrics = {"iteration": iteration, **scored.metrics, **_averages(stats)}
+        metrics["errors/groups_restarted"] = float(len(again))
         tokens = sum(r.policy_tokens for g in groups for r in g.rollouts)
         total = time.perf_counter() - started
         metrics |= {f"time/{k}": v for k, v in self.times.items()} | {"time/iteration": total}
@@ -90,7 +95,7 @@ class Run:
         parts.curriculum.restore(state["curriculum"])
         if parts.ptx:
             parts.ptx.given = state["ptx_given"]
-        parts.driver.restore(state["pending"])
+        self.restart = parts.driver.restore(state["pending"])
         parts.sampler.publish(parts.trainer.named_tensors(), state["iteration"])
 
 

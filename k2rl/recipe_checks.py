@@ -94,7 +94,11 @@ def _one_of(key: str, value: str, allowed: Sequence[str]) -> list[str]:
 
 
 def _at_least(values: Mapping[str, tuple[float, float]]) -> list[str]:
-    return [f"{key} is {value}: it must be {least} or more" for key, (value, least) in values.items() if value < least]
+    return [
+        f"{key} is {value}: it must be {least} or more"
+        for key, (value, least) in values.items()
+        if not least <= value < math.inf
+    ]
 
 
 def _train_problems(recipe: Recipe) -> list[str]:
@@ -138,7 +142,7 @@ def _train_problems(recipe: Recipe) -> list[str]:
         value = getattr(objective, key)
         if value is not None and objective.name != owner:
             found.append(f"objective.{key} has no effect with objective.name={objective.name}: it belongs to {owner}")
-        elif value is not None and value <= 0:
+        elif value is not None and not 0 < value < math.inf:
             found.append(f"objective.{key} is {value}: it must be above 0")
     return found
 

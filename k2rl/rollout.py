@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ class Trajectory:
     limit: int
     temperature: float
     born: int
+    copy: int = 0
+    """How often its task had been handed out before in the same iteration: copies sample differently."""
     env: Env | None = None
     prompt_ids: tuple[int, ...] = ()
     segments: list[Segment] = field(default_factory=list)
@@ -69,6 +72,7 @@ class Trajectory:
             "limit": self.limit,
             "temperature": self.temperature,
             "born": self.born,
+            "copy": self.copy,
             "prompt_ids": list(self.prompt_ids),
             "segments": [s.to_json() for s in self.segments],
             "said": list(self.said),
@@ -147,7 +151,11 @@ class RolloutDriver:
         `temperature` maps an env name to this iteration's. `on_progress(done, total)` counts rollouts.
         """
         carried = [t for g in self.pending for t in g.trajectories if t.end is None]
-        groups = self.pending + [self._new_group(task, iteration, temperature) for task in tasks]
+        seen: Counter[str] = Counter()
+        groups = list(self.pending)
+        for task in tasks:
+            groups.append(self._new_group(task, iteration, seen[task.id], temperature))
+            seen[task.id] += 1
         self._generate([[t] for t in carried])
         for group in groups[len(self.pending) :]:
             self._start(group)
@@ -213,7 +221,8 @@ class RolloutDriver:
                     id=request_id,
                     prompt_ids=first.context_ids,
                     keys=tuple(
-                        rng.key(self.seed, self.purpose, t.born, t.task.id, t.k, len(t.actions)) for t in trajectories
+                        rng.key(self.seed, self.purpose, t.born, t.task.id, t.copy, t.k, len(t.actions))
+                        for t in trajectories
                     ),
                     max_new_tokens=first.limit - first.used,
                     temperature=first.temperature,
@@ -225,11 +234,11 @@ class RolloutDriver:
 
     # --- the environment's side --------------------------------------------------------------------------
 
-    def _new_group(self, task: Task, iteration: int, temperature: Callable[[str], float]) -> PendingGroup:
+    def _new_group(self, task: Task, iteration: int, copy: int, temperature: Callable[[str], float]) -> PendingGroup:
         spec, env = self.pool.specs[task.env], self.pool.templates[task.env]
         limit = budget.limit(task, spec.budget, env.budget)
         heat = temperature(task.env)
-        return PendingGroup(task, [Trajectory(task, k, limit, heat, iteration) for k in range(self.group_size)])
+        return PendingGroup(task, [Trajectory(task, k, limit, heat, iteration, copy) for k in range(self.group_size)])
 
     def _start(self, group: PendingGroup) -> None:
         """Reset the group's environments on a worker, then ask for their first turn together."""
@@ -344,7 +353,12 @@ class RolloutDriver:
     def _revive(self, saved: Mapping[str, Any]) -> Trajectory | None:
         """On a worker: a trajectory with its environment restored or replayed; None if neither can be."""
         trajectory = Trajectory(
-            Task.from_json(saved["task"]), saved["k"], saved["limit"], saved["temperature"], saved["born"]
+            Task.from_json(saved["task"]),
+            saved["k"],
+            saved["limit"],
+            saved["temperature"],
+            saved["born"],
+            saved["copy"],
         )
         done = Rollout.from_json({**saved, "text": saved["actions"], "end": saved["end"] or End.STOP})
         trajectory.prompt_ids, trajectory.segments = done.prompt_ids, list(done.segments)

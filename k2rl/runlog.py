@@ -40,7 +40,8 @@ class RunLog:
                 holds none (and `resume` is on), or its recipe is another one.
         """
         existed = folder.exists()
-        if existed and not resume and any(folder.iterdir() if folder.is_dir() else [folder]):
+        begun = [p for p in folder.iterdir() if p.name != "lock"] if folder.is_dir() else [folder] * existed
+        if begun and not resume:
             raise UserError(f"run directory {folder} is not empty: choose another --run-dir, or add --resume")
         if resume and not (folder / "recipe.yaml").is_file():
             raise UserError(f"nothing to resume in {folder}: it has no recipe.yaml; leave --resume out to start there")
@@ -74,8 +75,9 @@ class RunLog:
             rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if _whole(line)]
             kept = [json.dumps(row) + "\n" for row in rows if row["iteration"] <= iteration]
             self._write(metrics, "".join(kept).encode())
-        for path in (self.folder / "rollouts").glob("*.jsonl.gz"):
-            if int(path.name.split(".")[0]) > iteration:
+        for path in (self.folder / "rollouts").iterdir():
+            number = path.name.split(".")[0]
+            if not number.isdecimal() or int(number) > iteration:
                 path.unlink()
 
     def iteration(self, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:

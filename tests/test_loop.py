@@ -166,6 +166,36 @@ def test_two_runs_do_not_share_a_directory(recipe: Callable[..., Recipe], tmp_pa
     log.close()
 
 
+def test_drafts_of_a_killed_run_do_not_hinder_its_resumption(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    short = recipe("run.iterations=2", "run.eval_tasks=0")
+    train(short, tmp_path / "run", quiet=True)
+    draft = tmp_path / "run" / "rollouts" / ".draft-000003.jsonl.gz"
+    draft.write_bytes(b"half")
+    train(short, tmp_path / "run", resume=True, quiet=True)
+    assert not draft.exists()
+
+
+def test_groups_that_start_anew_are_the_next_ones(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Neither replayable nor with snapshots: after a kill their tasks come first, and are counted."""
+    from k2rl.loop import Run
+    from k2rl.setup import build
+
+    chosen = recipe("rollout.pause_share=0.2", "envs.two.args={replay: false}")
+    parts = build(chosen)
+    run = Run(chosen, parts)
+    run.iterate(1)
+    state = json.loads(json.dumps(run.state({"iteration": 1})))
+    again = Run(chosen, build(chosen))
+    again.restore(state)
+    names = [t.id for t in again.restart]
+    metrics_2, groups = again.iterate(2)
+    assert metrics_2["errors/groups_restarted"] == len(names)
+    pending = {g.task.id for g in again.parts.driver.pending} | {g.task.id for g in groups}
+    assert set(names) <= pending
+    parts.close()
+    again.parts.close()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -87,7 +87,7 @@ def test_a_stream_with_few_distinct_tasks_ends() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"level": 6}, "unknown level 6: allowed are 1, 2, 3, 4, 5"),
+        ({"level": 7}, "unknown level 7: allowed are 1, 2, 3, 4, 5, 6"),
         ({"level": True}, "unknown level True"),
         ({"level": 2.5}, "unknown level 2.5"),
         ({"level": []}, "no level is given"),
@@ -154,3 +154,17 @@ def test_real_data(file: str, fields: Mapping[str, str] | None, rows: int) -> No
     assert train == take(env, 9_999)
     checked = train[:200]
     assert sum(env.verify(t, env.gold(t)).score == 1.0 for t in checked) >= 0.99 * len(checked)
+
+
+def test_kinds_and_styles_of_generated_problems() -> None:
+    algebra = MathEnv(level=3, kinds=["algebra"])
+    assert {t.tags[0] for t in islice(algebra.tasks("train", 0), 30)} == {"algebra"}
+    task = next(iter(algebra.tasks("train", 0)))
+    worked = str(algebra.gold(task))
+    assert MathEnv(level=3, styles={"direct": 1}).gold(task) == f"#### {task.answer}"
+    assert str(MathEnv(level=3, styles={"rechecked": 1}).gold(task)).count("=") == 2 * worked.count("=")
+    mixed = MathEnv(level=3, styles={"worked": 0.5, "direct": 0.25, "rechecked": 0.25})
+    golds = [(t, mixed.gold(t)) for t in islice(mixed.tasks("train", 0), 200)]
+    assert all(mixed.verify(t, str(g)).status is Status.CORRECT for t, g in golds)
+    assert 30 <= sum("=" not in str(g) for _, g in golds) <= 70
+    assert [mixed.gold(t) for t, _ in golds] == [g for _, g in golds]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -148,8 +149,7 @@ def test_paused_rollouts_go_on_after_a_round_trip(chat: Chat, spec: dict[str, bo
 def test_partial_turns_keep_their_segments_and_versions(chat: Chat, tiny_model: Any) -> None:
     """A turn cut by a pause continues with the same draws: its ids equal the uninterrupted rollout's."""
     some = envs(b=EnvSpec(id=f"{ENVS}:Broken"))
-    some.specs["b"].budget.tokens = 20
-    wanted = tasks(some, "b", 4)
+    wanted = [replace(task, budget=5 + 10 * n) for n, task in enumerate(tasks(some, "b", 4))]
     whole = driver(some, TorchSampler(tiny_model, 0, 8), chat).collect(wanted, 1, lambda _: 1.0)
     sampler = TorchSampler(tiny_model, 0, 8)
     paused = driver(some, sampler, chat, pause_share=0.3)
@@ -171,3 +171,11 @@ def test_what_can_be_neither_replayed_nor_restored_starts_anew(chat: Chat) -> No
     restart = second.restore(first.state())
     assert second.restarted == len(restart) > 0
     with_two.close()
+
+
+def test_the_same_task_twice_is_sampled_anew(chat: Chat, tiny_model: Any) -> None:
+    some = envs(b=EnvSpec(id=f"{ENVS}:Broken"))
+    (task,) = tasks(some, "b", 1)
+    first, second = driver(some, TorchSampler(tiny_model, 0, 8), chat).collect([task, task], 1, lambda _: 1.0)
+    assert [r.segments for r in first.rollouts] != [r.segments for r in second.rollouts]
+    some.close()

@@ -203,3 +203,18 @@ def test_a_grouped_query_model_with_tied_weights(shared_data: Path) -> None:
     for c in run(TorchSampler(policy.model, 0, 3), [request]).values():
         expected = full_logprobs(policy.model, request, c.ids)
         torch.testing.assert_close(torch.tensor(c.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_eager_attention_sees_no_padding_either(tiny_model: Any) -> None:
+    tiny_model.set_attn_implementation("eager")
+    wanted = requests(6, 2)
+    for (name, _), c in run(TorchSampler(tiny_model, 0, 5), wanted).items():
+        expected = full_logprobs(tiny_model, next(r for r in wanted if r.id == name), c.ids)
+        torch.testing.assert_close(torch.tensor(c.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_a_sliding_window_without_layer_types_is_refused(tiny_model: Any) -> None:
+    tiny_model.config.sliding_window = 16
+    tiny_model.config.layer_types = None
+    with pytest.raises(UserError, match="a sliding window of 16"):
+        TorchSampler(tiny_model, 0, 4)

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from k2rl.batch import Batch, Example, batches, micro_batches, text_batch
-from k2rl.errors import UserError
+from k2rl.errors import RunError, UserError
 from k2rl.losses import Objective
 from k2rl.losses.grpo import Grpo
 from k2rl.losses.k2 import K2
 from k2rl.recipe import OptimConfig
 from k2rl.schedules import Schedule
+from k2rl.trainers.gradients import Gradients
 from k2rl.trainers.torch_trainer import TorchTrainer, token_logprobs
 from k2rl.types import End, Rollout, ScoredGroup, Segment, Task, Verdict
 
@@ -193,3 +194,28 @@ def _scatter(batch: Batch, values: list[Any]) -> torch.Tensor:
     for b, row in enumerate(values):
         old[b, batch.mask_B_L[b].bool()] = torch.from_numpy(row)
     return old
+
+
+def test_gradients_shared_between_parameters_are_not_added_twice() -> None:
+    class Sum(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+            self.device = torch.device("cpu")
+
+    found = []
+    for workers in (1, 2):
+        model = Sum()
+        parts = [torch.ones(3), 2 * torch.ones(3)]
+        Gradients(model, workers).add(parts, lambda x, m=model: (((m.a + m.b) * x).sum(), {}), {})  # type: ignore[misc]
+        found.append([p.grad.tolist() for p in model.parameters() if p.grad is not None])
+    assert found[0] == found[1] == [[3.0] * 3] * 2
+
+
+def test_a_diverged_gradient_ends_the_run_before_it_spoils_the_weights(tiny_model: Any) -> None:
+    trainer = TorchTrainer(tiny_model, K2(), OptimConfig(), 4096)
+    before = {n: t.clone() for n, t in trainer.named_tensors()}
+    batch = replace(one_batch(K2()), advantages_B=torch.full((9,), float("nan")))
+    with pytest.raises(RunError, match="training diverged"):
+        trainer.step(batch, lr=1e-3)
+    assert all(torch.equal(t, before[n]) for n, t in trainer.named_tensors())

@@ -9,13 +9,15 @@ envs.math: {id: math, args: {data: m.jsonl, fields: {prompt: problem, answer: so
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
 from k2rl_rewards.math_answer import MAX_CHARS, MathAnswer, NoAnswerError, after_hashes, clean, last_boxed
 
+from k2rl import rng
 from k2rl.env import SingleTurnEnv
+from k2rl.errors import UserError, did_you_mean
 from k2rl.types import Split, Task, Verdict
 from k2rl_envs import arithmetic
 from k2rl_envs.arguments import refuse, with_instruction
@@ -23,6 +25,8 @@ from k2rl_envs.levels import Levels, level_shares, mixed
 from k2rl_envs.rows import TEST_SHARE, Row, field_map, load_splits, shuffled
 
 INSTRUCTION = 'Work step by step. End with a line "#### answer", where answer is the final answer alone.'
+STYLES = ("worked", "direct", "rechecked")
+KINDS = ("arithmetic", "algebra")
 FIELDS = {"prompt": "question", "answer": "answer"}
 
 
@@ -31,6 +35,9 @@ class MathEnv(SingleTurnEnv):
 
     Args:
         level: for generated problems: a level, a list of levels (equal shares) or level -> share; default 3.
+        kinds: which generated problems: "arithmetic", "algebra"; default both.
+        styles: how the gold responses to generated problems are written: style -> share of `worked` (step by step,
+            the default), `direct` (the bare answer) and `rechecked` (every step twice). For demonstrations.
         data: a file of rows instead of generated problems; see `rows.py`.
         test_data: a file of test rows; without it, `test_share` of the rows of `data` are the test split.
         fields: which column is the prompt and which the answer; default question and answer.
@@ -49,6 +56,8 @@ class MathEnv(SingleTurnEnv):
     def __init__(
         self,
         level: Levels | None = None,
+        kinds: Sequence[str] | None = None,
+        styles: Mapping[str, float] | None = None,
         data: str | None = None,
         test_data: str | None = None,
         fields: Mapping[str, str] | None = None,
@@ -61,8 +70,10 @@ class MathEnv(SingleTurnEnv):
         if data is None:
             refuse("generated problems (no data)", test_data=test_data, fields=fields, test_share=test_share)
             self.shares = level_shares(3 if level is None else level, arithmetic.LEVELS)
+            self.kinds = _kinds(kinds)
+            self.styles = _styles(styles)
             return
-        refuse("data rows", level=level)
+        refuse("data rows", level=level, kinds=kinds, styles=styles)
         columns = field_map(fields, FIELDS)
         self.rows = load_splits(data, test_data, columns, TEST_SHARE if test_share is None else test_share)
         for rows in self.rows.values():  # A row that can't be used shows now, not in the middle of a run.
@@ -73,16 +84,23 @@ class MathEnv(SingleTurnEnv):
         if self.rows is not None:
             return map(self._row_task, shuffled(self.rows[split], split, seed))
         streams = {n: map(partial(self._problem_task, n), arithmetic.problems(n, split, seed)) for n in self.shares}
-        return mixed(streams, self.shares, "math", split, seed)
+        wanted = {n: filter(lambda task: task.tags[0] in self.kinds, stream) for n, stream in streams.items()}
+        return mixed(wanted, self.shares, "math", split, seed)
 
     def verify(self, task: Task, response: str) -> Verdict:
         return self.reward(response, task.reference)
 
     def gold(self, task: Task) -> str:
-        """The worked solution, where there is one."""
+        """The worked solution, where there is one; generated problems in the env's `styles`."""
         if "solution" in task.reference:
             return str(task.reference["solution"])
-        return " ".join([*task.reference.get("steps", ()), f"#### {task.answer}"])
+        if "steps" not in task.reference:
+            return f"#### {task.answer}"
+        draw = rng.generator("math-style", str(task.prompt))
+        style = STYLES[int(draw.choice(len(STYLES), p=self.styles))]
+        repeats = {"worked": 1, "direct": 0, "rechecked": 2}[style]
+        steps = [step for step in task.reference["steps"] for _ in range(repeats)]
+        return " ".join([*steps, f"#### {task.answer}"])
 
     def _problem_task(self, level: int, problem: arithmetic.Problem) -> Task:
         answer = str(problem.answer)
@@ -97,6 +115,28 @@ class MathEnv(SingleTurnEnv):
         if solution:
             reference["solution"] = solution
         return Task(with_instruction(row.prompt, self.instruction), answer, reference, tags=("data",))
+
+
+def _kinds(kinds: Sequence[str] | None) -> frozenset[str]:
+    chosen = frozenset(KINDS if kinds is None else [kinds] if isinstance(kinds, str) else kinds)
+    for kind in chosen or [""]:
+        if kind not in KINDS:
+            raise UserError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS)}: allowed are {', '.join(KINDS)}")
+    return chosen
+
+
+def _styles(styles: Mapping[str, float] | None) -> list[float]:
+    """The share of each of `STYLES`, summing to 1."""
+    given = {"worked": 1.0} if styles is None else styles
+    for style, share in given.items():
+        if style not in STYLES:
+            raise UserError(f"unknown style {style!r}{did_you_mean(style, STYLES)}: allowed are {', '.join(STYLES)}")
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+            raise UserError(f"the share of style {style} must be 0 or more, got {share!r}")
+    total = math.fsum(given.values())
+    if not total:
+        raise UserError("the shares of all styles are 0")
+    return [given.get(style, 0.0) / total for style in STYLES]
 
 
 def _answer(row: Row) -> tuple[str, str | None]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from k2rl.errors import RunError
 from k2rl.optim.muon import Muon
 from k2rl.recipe import OptimConfig
 
@@ -32,10 +33,17 @@ class ModelOptimizer:
             self._parts.append((Muon(matrices, weight_decay=config.weight_decay), 1.0))
 
     def update(self, lr: float) -> float:
-        """Clip the gradient to `grad_clip` (0: don't), step at `lr`, drop the gradient; returns its norm before
-        clipping."""
+        """Clip the gradient to `grad_clip` (0: don't), step at `lr`, drop the gradient; its norm before clipping.
+
+        Raises:
+            RunError: the norm is not finite; the weights are left as they were.
+        """
         clip = self.config.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip if clip > 0 else float("inf"))
+        if not torch.isfinite(norm):
+            raise RunError(
+                f"the gradient is not finite ({float(norm)}): training diverged; lower optim.lr, or raise objective.tau"
+            )
         for optimizer, ratio in self._parts:
             for group in optimizer.param_groups:
                 group["lr"] = lr * ratio

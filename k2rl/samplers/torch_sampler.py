@@ -129,12 +129,7 @@ class TorchSampler:
 
     def __init__(self, model: Any, pad_id: int, slots: int = 256) -> None:
         text_config = model.config.get_text_config()
-        kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-        if kinds:
-            raise UserError(
-                f"the torch sampler takes models with full attention in every layer; {text_config.model_type} has "
-                f"{', '.join(sorted(kinds))}"
-            )
+        _check_attention(text_config)
         self.version = 0
         self.model = model
         self.pad_id, self.slots = pad_id, slots
@@ -268,7 +263,7 @@ class TorchSampler:
         cache = DynamicCache() if keep else None
         out = self.model(
             input_ids=tokens.to(self.device),
-            attention_mask=mask[:, None].to(self.device),
+            attention_mask=self._additive(mask[:, None]),
             position_ids=positions.to(self.device),
             past_key_values=cache,
             use_cache=keep,
@@ -327,7 +322,7 @@ class TorchSampler:
         mask = torch.arange(cache.low, cache.now + 1) >= starts[:, None]
         out = self.model(
             input_ids=torch.tensor([[r.ids[-1]] for r in rows]).to(self.device),
-            attention_mask=mask[:, None, None].to(self.device),
+            attention_mask=self._additive(mask[:, None, None]),
             position_ids=lengths[:, None].to(self.device),
             past_key_values=cache,
             use_cache=True,
@@ -371,11 +366,32 @@ class TorchSampler:
             rows[gap] = self._rows[source]
         self._rows = rows
 
+    def _additive(self, visible: torch.Tensor) -> torch.Tensor:
+        """0 where a key is visible, else the lowest number: what every attention implementation understands."""
+        dtype = self.model.dtype
+        mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
+        return mask.to(self.device)
+
     def _complete(self, row: _Row, finish: Any) -> Completion:
         return Completion(row.request.id, row.index, tuple(row.ids), tuple(row.logprobs), finish, self.version)
 
     def _empty(self, request: Request, index: int) -> Completion:
         return Completion(request.id, index, (), (), "abort", self.version)
+
+
+def _check_attention(config: Any) -> None:
+    """Refuse layers that do not see the whole context: a prepared mask would be wrong for them."""
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    window = getattr(config, "sliding_window", None)
+    if not getattr(config, "layer_types", None) and window and window < (config.max_position_embeddings or window + 1):
+        kinds.add(f"a sliding window of {window}")
+    if getattr(config, "attention_layers", None) or getattr(config, "alibi", False):
+        kinds.add("local or ALiBi attention")
+    if kinds or config.model_type == "bloom":
+        raise UserError(
+            f"the torch sampler takes models with full attention in every layer; {config.model_type} has "
+            f"{', '.join(sorted(kinds)) or 'ALiBi attention'}"
+        )
 
 
 def draw(

@@ -61,7 +61,8 @@ class Gradients:
         grads, stats = done.result()
         for parameter, grad in zip(self.parameters, grads, strict=True):
             if grad is not None:
-                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+                # Never in place on what `autograd.grad` returned: it may be shared with another parameter's.
+                parameter.grad = grad.clone() if parameter.grad is None else parameter.grad.add_(grad)
         _add(totals, stats)
 
 
