@@ -14,7 +14,7 @@ from k2rl_envs.levels import mixed
 from k2rl_envs.math_env import MathEnv
 
 from k2rl.errors import UserError
-from k2rl.types import Split, Task
+from k2rl.types import Split, Status, Task
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -163,8 +163,8 @@ def test_kinds_and_styles_of_generated_problems() -> None:
     worked = str(algebra.gold(task))
     assert MathEnv(level=3, styles={"direct": 1}).gold(task) == f"#### {task.answer}"
     assert str(MathEnv(level=3, styles={"rechecked": 1}).gold(task)).count("=") == 2 * worked.count("=")
-    mixed = MathEnv(level=3, styles={"worked": 0.5, "direct": 0.25, "rechecked": 0.25})
-    golds = [(t, mixed.gold(t)) for t in islice(mixed.tasks("train", 0), 200)]
-    assert all(mixed.verify(t, str(g)).status is Status.CORRECT for t, g in golds)
+    several = MathEnv(level=3, styles={"worked": 0.5, "direct": 0.25, "rechecked": 0.25})
+    golds = [(t, several.gold(t)) for t in islice(several.tasks("train", 0), 200)]
+    assert all(several.verify(t, str(g)).status is Status.CORRECT for t, g in golds)
     assert 30 <= sum("=" not in str(g) for _, g in golds) <= 70
-    assert [mixed.gold(t) for t, _ in golds] == [g for _, g in golds]
+    assert [several.gold(t) for t, _ in golds] == [g for _, g in golds]
