@@ -61,6 +61,10 @@ class Chat:
     def __init__(self, tokenizer: Any, extra_stop_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:
+            # Settings stored in tokenizer.json; the wrapper resets them at its calls, which are not used here.
+            self._backend.no_truncation()
+            self._backend.no_padding()
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.forbidden_ids = frozenset(tokenizer.added_tokens_decoder) | frozenset(tokenizer.all_special_ids)
         self._added_text = {
@@ -103,17 +107,25 @@ class Chat:
         Raises:
             UserError: there is no template, or it rewrites earlier turns.
         """
+        self.check_turns()
+        before = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+        head, _ = self._render(before, None, generate=False)
+        full, contents = self._render([*before, *messages], None, generate=True)
+        ids = self._encode_rendered(full[len(head) :], contents)
+        return (*self._encode_trusted(self._after_stop(head)), *ids)
+
+    def check_turns(self) -> None:
+        """Refuse a model whose chat can't go on over several turns.
+
+        Raises:
+            UserError: there is no template, or it rewrites earlier turns.
+        """
         if not self.has_template:
             raise UserError(
                 "a multi-turn environment needs a chat template, and this model's tokenizer has none: "
                 "set chat_template in its tokenizer_config.json"
             )
         self.check_history()
-        before = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
-        head, _ = self._render(before, None, generate=False)
-        full, contents = self._render([*before, *messages], None, generate=True)
-        ids = self._encode_rendered(full[len(head) :], contents)
-        return (*self._encode_trusted(self._after_stop(head)), *ids)
 
     def check_history(self) -> None:
         """Refuse a template that renders earlier turns differently once later ones exist.
@@ -169,6 +181,11 @@ class Chat:
         """The text of policy tokens, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def action(self, ids: Sequence[int]) -> str:
+        """A policy turn as the environment gets it: plain text, with tool calls as they were written."""
+        parsed = self.parse(ids)
+        return parsed.content + "".join(call.raw for call in parsed.tool_calls)
+
     def parse(self, ids: Sequence[int]) -> Parsed:
         """A policy turn's text and tool calls, in Kimi K2's or Hermes' (`<tool_call>{json}</tool_call>`) form."""
         turn = list(ids)
@@ -198,11 +215,26 @@ class Chat:
     ) -> tuple[str, list[str]]:
         """The template's text with a numbered sentinel in place of each content, and the contents."""
         contents: list[str] = []
-        marked = []
-        for message in messages:
-            marked.append({**message, "content": f"{_OPEN}{len(contents)}{_CLOSE}"})
-            contents.append(str(message["content"]))
-        return self._template(marked, tools, generate), contents
+
+        def mark(value: Any, key: str) -> Any:
+            """Every text but roles and types, wherever it is: names and arguments are as untrusted as content."""
+            if isinstance(value, Mapping):
+                return {k: mark(v, str(k)) for k, v in value.items()}
+            if isinstance(value, list | tuple):
+                return [mark(v, key) for v in value]
+            if not isinstance(value, str) or key in ("role", "type"):
+                return value
+            contents.append(value)
+            return f"{_OPEN}{len(contents) - 1}{_CLOSE}"
+
+        def describe(value: Any) -> Any:
+            """Tool schemas: their structure is read by templates, their descriptions are plain text."""
+            if isinstance(value, Mapping):
+                return {k: mark(v, str(k)) if k == "description" else describe(v) for k, v in value.items()}
+            return [describe(v) for v in value] if isinstance(value, list | tuple) else value
+
+        marked = [{**mark(m, ""), "content": mark(str(m["content"]), "content")} for m in messages]
+        return self._template(marked, describe(tools) if tools else None, generate), contents
 
     def _template(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, generate: bool) -> str:
         try:

@@ -18,6 +18,8 @@ from k2rl.errors import UserError
 from k2rl.protocols import Trainer
 from k2rl.types import SCHEMA_VERSION
 
+_FILES = {"weights.safetensors", "optimizer.safetensors", "state.json"}
+
 
 def save(root: Path, iteration: int, trainer: Trainer, state: dict[str, Any], keep: int) -> Path:
     """Write the checkpoint of `iteration` and delete all but the `keep` newest."""
@@ -58,9 +60,13 @@ def load(root: Path, trainer: Trainer) -> dict[str, Any] | None:
     fix = f"delete {newest} to resume from {found[-2].name}" if len(found) > 1 else "start a new run directory"
     try:
         manifest = json.loads((newest / "manifest.json").read_text(encoding="utf-8"))
+        if set(manifest) != _FILES:
+            raise ValueError(f"its manifest names {', '.join(sorted(manifest)) or 'nothing'}")
         damaged = [name for name, checksum in manifest.items() if _checksum(newest / name) != checksum]
-        state: dict[str, Any] = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, AttributeError) as error:
+        state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError("its state.json holds no object")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"checkpoint {newest} is damaged ({error}): {fix}") from None
     if damaged:
         raise UserError(f"checkpoint {newest} is damaged ({damaged[0]} does not match its checksum): {fix}")

@@ -139,8 +139,8 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report here.")] = None,
 ) -> None:
     """Evaluate a model: pass@k with intervals."""
-    if json_file is not None and not json_file.parent.is_dir():
-        raise UserError(f"--json {json_file}: no folder {json_file.parent}")
+    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
+        raise UserError(f"--json {json_file}: give a file in a folder that exists")
     spec = _eval_recipe(model, env, arg or [], max_tokens)
     from rich.console import Console
 

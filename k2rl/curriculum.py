@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from k2rl import rng
 from k2rl.env import Env
@@ -105,8 +104,3 @@ class Curriculum:
         order = rng.generator(self.seed, "curriculum", name, pass_number).permutation(len(self.pools[name]))
         self.given[name] += 1
         return self.pools[name][int(order[at])]
-
-
-def take(tasks: Sequence[Task], count: int) -> list[Task]:
-    """At most `count` of them, in order."""
-    return list(islice(tasks, count))

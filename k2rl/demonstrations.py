@@ -46,7 +46,11 @@ def from_file(chat: Chat, path: Path) -> list[Example]:
     if not path.is_file():
         raise UserError(f"no file {path}: ptx.data is `gold` or a JSONL of prompt and response")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -60,10 +64,20 @@ def from_file(chat: Chat, path: Path) -> list[Example]:
         messages = row["prompt"]
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
+        if not isinstance(row["response"], str) or not _are_messages(messages):
+            raise UserError(f"{path}:{number}: prompt is text or messages with role and content, response is text")
         found.append(example(chat, messages, row["response"]))
     if not found:
         raise UserError(f"{path}: no rows")
     return found
+
+
+def _are_messages(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value)
+    )
 
 
 class Stream:

@@ -12,9 +12,9 @@ A single-turn environment is two methods::
         def verify(self, task, response):
             return Verdict.of(response.strip() == task.answer)
 
-Life cycle. A worker makes one instance and calls `setup()` on it once: load heavy things there. Each rollout
-gets a shallow copy of that instance (`spawn()`), so what `setup()` made is shared and what `reset()` sets is the
-rollout's own. `close()` runs when the worker ends.
+Life cycle. A worker thread makes one instance and calls `setup()` on it once: load heavy things there. Each of its
+rollouts gets a shallow copy of that instance (`spawn()`), so what `setup()` made is shared among them, and touched by
+that thread alone; what `reset()` sets is the rollout's own. The worker calls `close()` when it ends.
 
 Env authors see text and messages, never token ids; tokenisation, budgets and loss masks are the framework's.
 """

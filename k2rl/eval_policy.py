@@ -34,11 +34,28 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def bootstrap(values: Sequence[float], seed: int = 0, draws: int = 2000) -> list[float]:
-    """The 95 % percentile interval of the mean, resampling tasks."""
+    """The 95 % percentile interval of the mean, resampling tasks; Wilson's where all tasks came out alike."""
     data = np.asarray(values, dtype=np.float64)
+    if data.min() == data.max() and data[0] in (0.0, 1.0):
+        return _wilson(float(data[0]), len(data))
     draw = rng.generator("bootstrap", seed, len(data))
     means = data[draw.integers(0, len(data), size=(draws, len(data)))].mean(axis=1)
     return [float(x) for x in np.quantile(means, [0.025, 0.975])]
+
+
+def _wilson(share: float, n: int, z: float = 1.96) -> list[float]:
+    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return [max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))]
+
+
+def _show(value: float | None, digits: int = 3) -> str:
+    """A number for a table; a dash where nothing had a verdict."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(report: Mapping[str, Any]) -> str:
+    low, high = report["ci95"]["pass@1"]
+    return f"[{_show(low)}, {_show(high)}]"
 
 
 def measure(
@@ -143,7 +160,7 @@ def held_out(policy: Policy, envs: EnvPool, seed: int, count: int, split: Split 
     found = {}
     for name, env in envs.templates.items():
         if multi_turn({name: env}):
-            policy.chat.check_history()
+            policy.chat.check_turns()
         tasks = pool(name, env, split, seed, count)
         found[name] = fitting(tasks, tokens_needed(policy, envs), policy.context).tasks
     return found
@@ -177,9 +194,8 @@ def table(report: Mapping[str, Any]) -> Table:
     ):
         grid.add_column(column, justify="left" if column == "env" else "right")
     for name, r in report["envs"].items():
-        low, high = r["ci95"]["pass@1"]
-        values = [name, str(r["n"]), f"{r['pass@1']:.3f}", *([f"{r[f'pass@{k}']:.3f}"] if k > 1 else [])]
-        values += [f"{low:.3f} to {high:.3f}", f"{r['greedy']:.3f}", f"{r['tokens']:.1f}", str(r["no_verdict"])]
+        values = [name, str(r["n"]), _show(r["pass@1"]), *([_show(r[f"pass@{k}"])] if k > 1 else [])]
+        values += [_interval(r), _show(r["greedy"]), f"{r['tokens']:.1f}", str(r["no_verdict"])]
         grid.add_row(*values)
     return grid
 
@@ -195,10 +211,10 @@ def before_after(summary: Mapping[str, Any]) -> Table:
         grid.add_column(column, justify="left" if column == "env" else "right")
     for name, after in summary["eval_after"].items():
         before = summary["eval_before"][name]
-        intervals = [r["ci95"]["pass@1"] for r in (before, after)]
-        cells = [f"{r['pass@1']:.3f} [{i[0]:.3f}, {i[1]:.3f}]" for r, i in zip((before, after), intervals, strict=True)]
-        gain = f"{100 * (after['pass@1'] - before['pass@1']):+.1f} points"
-        greedy = [f"{r['greedy']:.3f}" for r in (before, after)]
+        cells = [f"{_show(r['pass@1'])} {_interval(r)}" for r in (before, after)]
+        known = before["pass@1"] is not None and after["pass@1"] is not None
+        gain = f"{100 * (after['pass@1'] - before['pass@1']):+.1f} points" if known else "-"
+        greedy = [_show(r["greedy"]) for r in (before, after)]
         tokens = [f"{r['tokens']:.1f}" for r in (before, after)]
         grid.add_row(name, str(after["n"]), *cells, gain, *greedy, *tokens)
     return grid

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from k2rl import checkpoint
-from k2rl.batch import batches, text_batch
+from k2rl.batch import TextBatch, batches, text_batch
 from k2rl.curriculum import Curriculum
 from k2rl.losses import Objective
 from k2rl.progress import live
@@ -66,8 +66,8 @@ class Run:
         self.times = {}
         return metrics, groups
 
-    def ptx_texts(self, progress: float) -> Any:
-        """The PTX examples of one update, or None where its weight is 0."""
+    def ptx_texts(self, progress: float) -> TextBatch | None:
+        """The PTX examples of one update, or None in a run without PTX."""
         ptx, weight = self.recipe.ptx, self.recipe.ptx.weight.at(progress)
         if self.parts.ptx is None:
             return None
@@ -116,6 +116,7 @@ def train(
         show(0, 1, "loading the model and the tasks")
         parts = build(recipe, objective)
     try:
+        parts.check_space(run_dir)
         log = RunLog.open(run_dir, recipe, resume)
         try:
             return _train(Run(recipe, parts), log, resume, quiet)
@@ -127,7 +128,6 @@ def train(
 
 def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
     recipe, parts = run.recipe, run.parts
-    parts.check_space(log.folder)
     state = checkpoint.load(log.checkpoints, parts.trainer) if resume else None
     log.truncate(state["iteration"] if state else 0)
     if state:

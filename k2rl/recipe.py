@@ -52,7 +52,7 @@ class EnvSpec:
 
 @dataclass
 class RunConfig:
-    """`iterations` of RL, or of SFT steps; checkpoints every so many of them; `checkpoints_kept` newest stay.
+    """`iterations` of RL; checkpoints every so many of them; `checkpoints_kept` newest stay.
 
     `eval_tasks` held-out tasks per env are evaluated before and after, and every `eval_every` iterations (0: not).
     `max_failure_rate`: the run stops when a larger share of an iteration's rollouts has no verdict.
@@ -241,7 +241,10 @@ def load(schema: type[R], name: str, overrides: Sequence[str] = ()) -> R:
 def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> R:
     """A checked recipe from plain data and `key=value` overrides. Raises `UserError` as `load` does."""
     _check_keys(schema, data, "", source)
-    merged: Any = OmegaConf.create(dict(data))  # Its type has other names in other versions of omegaconf.
+    try:
+        merged: Any = OmegaConf.create(dict(data))  # Its type has other names in other versions of omegaconf.
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
     for override in overrides:
         if "=" not in override:
             raise UserError(f"override {override!r}: write key=value, such as run.iterations=10")

@@ -48,6 +48,7 @@ def _optim_problems(optim: OptimConfig) -> list[str]:
     found = _at_least(
         {
             "optim.lr.start": (optim.lr.start, 0),
+            "optim.lr.end": (optim.lr.end or 0.0, 0),
             "optim.weight_decay": (optim.weight_decay, 0),
             "optim.grad_clip": (optim.grad_clip, 0),
         }
@@ -106,6 +107,8 @@ def _train_problems(recipe: Recipe) -> list[str]:
     found = _at_least(
         {
             "run.iterations": (run.iterations, 0),
+            "run.threads": (1 if run.threads is None else run.threads, 1),
+            "ptx.weight.end": (recipe.ptx.weight.end or 0.0, 0),
             "run.checkpoint_every": (run.checkpoint_every, 1),
             "run.checkpoints_kept": (run.checkpoints_kept, 1),
             "run.eval_tasks": (run.eval_tasks, 0),
@@ -151,6 +154,9 @@ def _sft_problems(recipe: SftRecipe) -> list[str]:
     sft, stop, scratch = recipe.sft, recipe.sft.stop, recipe.model.scratch
     found = _at_least(
         {
+            "threads": (1 if recipe.threads is None else recipe.threads, 1),
+            "model.scratch.head_size": (scratch.head_size, 1),
+            "model.scratch.hidden_size": (scratch.hidden_size, 1),
             "sft.batch_tokens": (sft.batch_tokens, 1),
             "sft.micro_batch_tokens": (sft.micro_batch_tokens, 1),
             "sft.micro_batch_workers": (sft.micro_batch_workers, 1),
@@ -165,6 +171,11 @@ def _sft_problems(recipe: SftRecipe) -> list[str]:
         }
     )
     found += _one_of("sft.save_dtype", sft.save_dtype, ["float32", "bfloat16", "float16"])
+    for key in ("end", "warmup"):
+        if getattr(recipe.optim.lr, key):
+            found.append(f"optim.lr.{key} has no effect in SFT: its rate is constant after sft.warmup_steps")
+    if scratch.head_size < 1:
+        return found
     if scratch.hidden_size % scratch.head_size:
         found.append(
             f"model.scratch.hidden_size is {scratch.hidden_size}: it must be a multiple of head_size "

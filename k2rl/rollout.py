@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from k2rl import budget, rng
@@ -34,6 +35,7 @@ class Trajectory:
     born: int
     copy: int = 0
     """How often its task had been handed out before in the same iteration: copies sample differently."""
+    worker: int = 0
     env: Env | None = None
     prompt_ids: tuple[int, ...] = ()
     segments: list[Segment] = field(default_factory=list)
@@ -113,7 +115,10 @@ class RolloutDriver:
 
     Args:
         purpose: what the draws are keyed by; training and evaluation differ in it.
-        deterministic: wait for multi-turn environments in order, so that a run does not depend on their timing.
+        context: the most tokens the model takes; None where it does not matter.
+
+    Environments whose answers steer what is sampled next are waited for in order, so that a run does not depend on
+    their timing.
     """
 
     def __init__(
@@ -124,13 +129,13 @@ class RolloutDriver:
         *,
         seed: int,
         group_size: int,
+        context: int | None = None,
         pause_share: float = 1.0,
         purpose: str = "sample",
-        deterministic: bool = True,
     ) -> None:
         self.pool, self.sampler, self.chat = pool, sampler, chat
         self.seed, self.group_size, self.pause_share = seed, group_size, pause_share
-        self.purpose, self.deterministic = purpose, deterministic
+        self.context, self.purpose = context, purpose
         self.pending: list[PendingGroup] = []
         self.restarted = 0
         """Groups that had to start anew because their environment can be neither replayed nor restored."""
@@ -138,6 +143,7 @@ class RolloutDriver:
         self._open: dict[str, int] = {}
         self._env_work: list[_EnvWork] = []
         self._requests = 0
+        self._groups = 0
 
     def collect(
         self,
@@ -184,15 +190,15 @@ class RolloutDriver:
         if not self._by_request:
             return
         completions = self.sampler.poll()
-        acting: dict[str, list[Trajectory]] = {}
+        acting: dict[tuple[str, int], list[Trajectory]] = {}
         for completion in completions:
             trajectory = self._take(completion)
             if completion.finish == "length":
                 self._end(trajectory, End.BUDGET, Verdict.malformed(f"cut at its budget of {trajectory.limit} tokens"))
             else:
-                acting.setdefault(trajectory.task.env, []).append(trajectory)
-        for name, trajectories in acting.items():
-            self._act(name, trajectories)
+                acting.setdefault((trajectory.task.env, trajectory.worker), []).append(trajectory)
+        for (name, worker), trajectories in acting.items():
+            self._act(name, worker, trajectories)
 
     def _take(self, completion: Completion) -> Trajectory:
         """Add a completion's tokens to its trajectory."""
@@ -238,7 +244,15 @@ class RolloutDriver:
         spec, env = self.pool.specs[task.env], self.pool.templates[task.env]
         limit = budget.limit(task, spec.budget, env.budget)
         heat = temperature(task.env)
-        return PendingGroup(task, [Trajectory(task, k, limit, heat, iteration, copy) for k in range(self.group_size)])
+        worker = self._next_worker()
+        return PendingGroup(
+            task, [Trajectory(task, k, limit, heat, iteration, copy, worker) for k in range(self.group_size)]
+        )
+
+    def _next_worker(self) -> int:
+        """Groups go to the workers in turn, and stay there."""
+        self._groups += 1
+        return self._groups % self.pool.workers
 
     def _start(self, group: PendingGroup) -> None:
         """Reset the group's environments on a worker, then ask for their first turn together."""
@@ -257,61 +271,76 @@ class RolloutDriver:
                     if key not in encoded:
                         encoded[key] = self.chat.prompt(result)
                     trajectory.prompt_ids = encoded[key]
+                    if not self._fits(trajectory):
+                        self._end(trajectory, End.ENV_LIMIT, self._too_long(trajectory))
+                        continue
                     shared.setdefault(encoded[key], []).append(trajectory)
                 self._generate(list(shared.values()))
 
             return [apply]
 
-        self._env_work.append(_EnvWork(self.pool.submit(work), awaited=True))
+        worker = group.trajectories[0].worker
+        self._env_work.append(_EnvWork(self.pool.submit(worker, work), awaited=True))
 
     def _reset(self, trajectory: Trajectory) -> Sequence[Message] | Verdict:
         try:
-            trajectory.env = self.pool.spawn(trajectory.task.env)
+            trajectory.env = self.pool.spawn(trajectory.worker, trajectory.task.env)
             observation, info = trajectory.env.reset(
                 seed=rng.key(self.seed, "env", trajectory.task.id) % 2**31, options={"task": trajectory.task}
             )
         except Exception as error:
             return _failure(error, "reset")
-        messages: Sequence[Message] = info.get("messages") or ({"role": "user", "content": observation},)
-        return messages
+        return _messages(observation, info)
 
-    def _act(self, name: str, trajectories: Sequence[Trajectory]) -> None:
+    def _act(self, name: str, worker: int, trajectories: Sequence[Trajectory]) -> None:
         """Hand finished turns to their environments on a worker."""
         for trajectory in trajectories:
-            trajectory.actions.append(self.chat.parse(trajectory.said).content)
+            trajectory.actions.append(self.chat.action(trajectory.said))
             trajectory.said = ()
 
         def work() -> list[Callable[[], None]]:
             return [self._step(t) for t in trajectories]
 
         steers = self.pause_share < 1 or not single_turn(self.pool.templates[name])
-        self._env_work.append(_EnvWork(self.pool.submit(work), awaited=self.deterministic and steers))
+        self._env_work.append(_EnvWork(self.pool.submit(worker, work), awaited=steers))
 
     def _step(self, trajectory: Trajectory) -> Callable[[], None]:
         """On a worker: one env step. Returns what to do about it on the loop's thread."""
         assert trajectory.env is not None
         try:
             observation, reward, terminated, truncated, info = trajectory.env.step(trajectory.actions[-1])
+            reward, verdict, messages = float(reward), info.get("verdict"), _messages(observation, info)
+            if not isinstance(verdict, Verdict | None):
+                raise TypeError(f"info['verdict'] is a {type(verdict).__name__}, not a k2rl.Verdict")
         except Exception as error:  # the rollout boundary: whatever an environment raises is its failure
             failure = _failure(error, "step")
             return lambda: self._end(trajectory, End.ERROR, failure)
-        verdict = info.get("verdict")
 
         def apply() -> None:
-            trajectory.env_return += float(reward)
+            trajectory.env_return += reward
             if verdict is not None:
                 trajectory.verdicts.append(verdict)
             if terminated or truncated:
                 self._end(trajectory, End.ENV_LIMIT if truncated and not terminated else End.STOP, None)
                 return
-            messages = info.get("messages") or ({"role": "user", "content": observation},)
             trajectory.segments.append(Segment("env", self.chat.extend(messages)))
             if trajectory.used >= trajectory.limit:
                 self._end(trajectory, End.BUDGET, Verdict.malformed(f"used its budget of {trajectory.limit} tokens"))
+            elif not self._fits(trajectory):
+                self._end(trajectory, End.ENV_LIMIT, self._too_long(trajectory))
             else:
                 self._generate([[trajectory]])
 
         return apply
+
+    def _fits(self, trajectory: Trajectory) -> bool:
+        left = trajectory.limit - trajectory.used
+        return self.context is None or len(trajectory.context_ids) + left <= self.context
+
+    def _too_long(self, trajectory: Trajectory) -> Verdict:
+        """The environment wrote more than the model takes: not the answer's doing, so no score."""
+        tokens = len(trajectory.context_ids)
+        return Verdict.failure(Status.INFRA_ERROR, f"{tokens} tokens and the budget exceed the context {self.context}")
 
     def _end(self, trajectory: Trajectory, end: End, verdict: Verdict | None) -> None:
         trajectory.end, trajectory.env = end, None
@@ -341,7 +370,8 @@ class RolloutDriver:
         restart = []
         for saved in state:
             task = Task.from_json(saved["task"])
-            work = self.pool.submit(lambda saved=saved: [self._revive(t) for t in saved["trajectories"]])  # type: ignore[misc]
+            worker = self._next_worker()
+            work = self.pool.submit(worker, partial(self._revive_all, saved["trajectories"], worker))
             trajectories = [t for t in work.result() if t is not None]
             if len(trajectories) < len(saved["trajectories"]):
                 self.restarted += 1
@@ -350,7 +380,10 @@ class RolloutDriver:
                 self.pending.append(PendingGroup(task, trajectories))
         return restart
 
-    def _revive(self, saved: Mapping[str, Any]) -> Trajectory | None:
+    def _revive_all(self, saved: Sequence[Mapping[str, Any]], worker: int) -> list[Trajectory | None]:
+        return [self._revive(t, worker) for t in saved]
+
+    def _revive(self, saved: Mapping[str, Any], worker: int) -> Trajectory | None:
         """On a worker: a trajectory with its environment restored or replayed; None if neither can be."""
         trajectory = Trajectory(
             Task.from_json(saved["task"]),
@@ -359,6 +392,7 @@ class RolloutDriver:
             saved["temperature"],
             saved["born"],
             saved["copy"],
+            worker,
         )
         done = Rollout.from_json({**saved, "text": saved["actions"], "end": saved["end"] or End.STOP})
         trajectory.prompt_ids, trajectory.segments = done.prompt_ids, list(done.segments)
@@ -367,16 +401,23 @@ class RolloutDriver:
         if saved["end"] is not None:
             trajectory.end = End(saved["end"])
             return trajectory
-        env = trajectory.env = self.pool.spawn(trajectory.task.env)
+        env = trajectory.env = self.pool.spawn(worker, trajectory.task.env)
         if saved["snapshot"] is not None:
             env.restore(trajectory.task, base64.b64decode(saved["snapshot"]))
-        elif not env.replayable and trajectory.actions:
+            return trajectory
+        if not env.replayable and trajectory.actions:
             return None
-        else:
-            self._reset(trajectory)
-            for action in trajectory.actions:
-                trajectory.env.step(action)
+        if isinstance(self._reset(trajectory), Verdict):
+            return None
+        for action in trajectory.actions:
+            trajectory.env.step(action)
         return trajectory
+
+
+def _messages(observation: Any, info: Mapping[str, Any]) -> Sequence[Message]:
+    """What the environment says: `info["messages"]`, else the observation as a user's turn."""
+    messages: Sequence[Message] = info.get("messages") or ({"role": "user", "content": str(observation)},)
+    return messages
 
 
 def _failure(error: Exception, where: str) -> Verdict:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import gzip
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +41,10 @@ class RunLog:
                 holds none (and `resume` is on), or its recipe is another one.
         """
         existed = folder.exists()
-        begun = [p for p in folder.iterdir() if p.name != "lock"] if folder.is_dir() else [folder] * existed
+        begun = [folder] * existed
+        if folder.is_dir():
+            # A lock or a draft alone is what a run leaves that was killed before it began.
+            begun = [p for p in folder.iterdir() if p.name != "lock" and not p.name.startswith(".draft-")]
         if begun and not resume:
             raise UserError(f"run directory {folder} is not empty: choose another --run-dir, or add --resume")
         if resume and not (folder / "recipe.yaml").is_file():
@@ -65,7 +69,9 @@ class RunLog:
                     "recipe and overrides, or start a new run directory"
                 )
         else:
-            recipes.save(recipe, folder / "recipe.yaml")
+            with writing(folder):
+                recipes.save(recipe, folder / ".draft-recipe.yaml")
+                os.replace(folder / ".draft-recipe.yaml", folder / "recipe.yaml")
         return cls(folder, lock)
 
     def truncate(self, iteration: int) -> None:
@@ -81,13 +87,15 @@ class RunLog:
                 path.unlink()
 
     def iteration(self, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
-        """Append an iteration's metrics and write its rollouts."""
+        """Append an iteration's metrics (those that have a value) and write its rollouts."""
         number = int(metrics["iteration"])
-        lines = [json.dumps({"schema_version": SCHEMA_VERSION, **r.to_json()}) for g in groups for r in g.rollouts]
-        packed = gzip.compress(("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"), compresslevel=1, mtime=0)
+        finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
+        rows = [json.dumps({"schema_version": SCHEMA_VERSION, **r.to_json()}) for g in groups for r in g.rollouts]
+        text = "".join(f"{row}\n" for row in rows).encode("utf-8", "surrogatepass")
+        packed = gzip.compress(text, compresslevel=1, mtime=0)
         self._write(self.folder / "rollouts" / f"{number:06d}.jsonl.gz", packed)
         with writing(self.folder), (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"schema_version": SCHEMA_VERSION, **metrics}) + "\n")
+            file.write(json.dumps({"schema_version": SCHEMA_VERSION, **finite}) + "\n")
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         self._write(self.folder / "summary.json", json.dumps(summary, indent=1).encode())
@@ -127,7 +135,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def enough_space(folder: Path, needed: int) -> None:
     """Raise `UserError` unless the disk has room for what the run keeps at once, in bytes."""
-    free = shutil.disk_usage(folder).free
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
     if free < needed:
         raise UserError(
             f"the disk of {folder} has {free / 1e6:.0f} MB free, and the run's checkpoints need {needed / 1e6:.0f} MB: "

@@ -78,9 +78,11 @@ def _from_return(rollout: Rollout, spec: EnvSpec) -> Verdict:
             f"env {name} gives no verdict: set info['verdict'], or declare envs.{name}.reward_range=[lowest,highest]"
         )
     low, high = spec.reward_range
-    if not low <= rollout.env_return <= high:
+    share = (rollout.env_return - low) / (high - low)
+    if not -1e-9 <= share <= 1 + 1e-9:
         raise UserError(f"env {name} returned {rollout.env_return}, outside envs.{name}.reward_range=[{low},{high}]")
-    return Verdict.of((rollout.env_return - low) / (high - low))
+    # Step rewards add up with rounding: ten times 0.1 is a full return.
+    return Verdict.of(1.0 if share > 1 - 1e-9 else max(share, 0.0))
 
 
 def check_failures(rollouts: Sequence[Rollout], max_failure_rate: float) -> None:
@@ -106,7 +108,8 @@ def _metrics(groups: Sequence[Group], scored: Sequence[ScoredGroup], specs: Mapp
         rewards = [x for g in own for x in g.rewards]
         if rewards:
             metrics[f"reward/{name}"] = mean(rewards)
-        metrics[f"success/{name}"] = mean([float(correct(r, specs[name])) for r in rollouts])
+        valid = [r for r in rollouts if r.verdict is None or r.verdict.scored]
+        metrics[f"success/{name}"] = mean([float(correct(r, specs[name])) for r in valid])
         metrics[f"tokens/{name}"] = mean([float(r.policy_tokens) for r in rollouts])
         metrics[f"budget_hit/{name}"] = mean([float(r.end is End.BUDGET) for r in rollouts])
         metrics[f"even_groups/{name}"] = mean([float(len(set(g.rewards)) == 1) for g in own]) if own else 0.0

@@ -77,7 +77,7 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     _check_reward_ranges(recipe, envs)
     policy = load_policy(recipe.model)
     if multi_turn(envs.templates):
-        policy.chat.check_history()
+        policy.chat.check_turns()
     train_tasks, test_tasks = _tasks(recipe, envs, policy)
     sampler = TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots)
     return Parts(
@@ -99,6 +99,7 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
             policy.chat,
             seed=recipe.seed,
             group_size=recipe.rollout.group_size,
+            context=policy.context,
             pause_share=recipe.rollout.pause_share,
         ),
         Curriculum(train_tasks, recipe.envs, recipe.seed),
@@ -144,6 +145,9 @@ def _ptx(recipe: Recipe, envs: EnvPool, policy: Policy, tasks: dict[str, list[Ta
         examples = demonstrations.from_gold(policy.chat, envs.templates, tasks)
     else:
         examples = demonstrations.from_file(policy.chat, Path(recipe.ptx.data))
+    longest = max(len(e.ids) for e in examples)
+    if longest > policy.context:
+        raise UserError(f"a PTX text has {longest} tokens, the model takes {policy.context}: shorten or drop it")
     return Stream(examples, recipe.seed, "ptx")
 
 

@@ -121,6 +121,9 @@ class Verdict:
     detail: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "status", Status(self.status))
+        if self.score is not None:
+            object.__setattr__(self, "score", float(self.score))
         if self.status in SCORED:
             if self.score is None or not (math.isfinite(self.score) and 0.0 <= self.score <= 1.0):
                 raise ValueError(f"a verdict {self.status!r} needs a score in [0, 1], got {self.score!r}")

@@ -17,7 +17,7 @@ from k2rl.recipe import EnvSpec
 from k2rl.rollout import RolloutDriver
 from k2rl.samplers.scripted import ScriptedSampler
 from k2rl.samplers.torch_sampler import TorchSampler
-from k2rl.types import End, Group, Rollout, Status, Task
+from k2rl.types import End, Group, Rollout, Status, Task, Verdict
 
 ENVS = "two_turn_env"
 
@@ -179,3 +179,62 @@ def test_the_same_task_twice_is_sampled_anew(chat: Chat, tiny_model: Any) -> Non
     first, second = driver(some, TorchSampler(tiny_model, 0, 8), chat).collect([task, task], 1, lambda _: 1.0)
     assert [r.segments for r in first.rollouts] != [r.segments for r in second.rollouts]
     some.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (("", 0.0, True, False, {"verdict": True}), "a bool, not a k2rl.Verdict"),
+        (("", None, True, False, {}), "TypeError"),
+        (("", 0.0, True, False, None), "AttributeError"),
+    ],
+)
+def test_what_an_environment_gets_wrong_is_its_failure(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, answer: Any, told: str
+) -> None:
+    import two_turn_env
+
+    monkeypatch.setattr(two_turn_env.Broken, "step", lambda self, action: answer)
+    broken = envs(b=EnvSpec(id=f"{ENVS}:Broken"))
+    sampler = ScriptedSampler(lambda request, index: say(chat, "no"))
+    (group,) = driver(broken, sampler, chat).collect(tasks(broken, "b", 1), 1, lambda _: 1.0)
+    for rollout in group.rollouts:
+        assert rollout.end is End.ERROR
+        assert rollout.verdict is not None
+        assert rollout.verdict.status is Status.VERIFIER_ERROR
+        assert told in rollout.verdict.detail
+    broken.close()
+
+
+def test_an_environment_that_overflows_the_context_gets_no_score(chat: Chat) -> None:
+    with_two = envs(t=EnvSpec(id=f"{ENVS}:TwoTurn"))
+    small = driver(with_two, ScriptedSampler(doubling(chat)), chat, context=40)
+    (group,) = small.collect(tasks(with_two, "t", 1), 1, lambda _: 1.0)
+    verdicts = [r.verdict for r in group.rollouts]
+    assert {v.status for v in verdicts if v} == {Status.INFRA_ERROR}
+    assert all(v is not None and "exceed the context 40" in v.detail for v in verdicts)
+    with_two.close()
+
+
+def test_what_setup_made_is_touched_by_one_thread_only(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    import two_turn_env
+
+    owners: list[tuple[int, int]] = []
+
+    def setup(self: Any) -> None:
+        self.owner = threading.get_ident()
+
+    def step(self: Any, action: str) -> Any:
+        owners.append((self.owner, threading.get_ident()))
+        return "", 0.0, True, False, {"verdict": Verdict.of(False)}
+
+    monkeypatch.setattr(two_turn_env.Broken, "setup", setup)
+    monkeypatch.setattr(two_turn_env.Broken, "step", step)
+    some = EnvPool({"b": EnvSpec(id=f"{ENVS}:Broken")}, workers=3)
+    sampler = ScriptedSampler(lambda request, index: say(chat, "no"), per_poll=2)
+    driver(some, sampler, chat).collect(tasks(some, "b", 9), 1, lambda _: 1.0)
+    some.close()
+    assert len({owner for owner, _ in owners}) == 3
+    assert all(owner == thread for owner, thread in owners)
