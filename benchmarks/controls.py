@@ -3,7 +3,7 @@
     python benchmarks/controls.py [--seeds 3] [--jobs 2] [--threads 1]
 
 Arms, each with the same seeds: `rl` is the quickstart; `sft` goes on imitating nano's own demonstrations for as many
-minutes as that seed's RL took; `shuffled` is the same RL with the rewards permuted inside each group. Each arm's model
+minutes as RL took; `shuffled` is the same RL with the rewards permuted inside each group. Each arm's model
 answers 1,000 held-out tasks per env, and 1,000 one difficulty step beyond anything SFT saw.
 
 Each finished (arm, seed) appends one line to the results file, and is skipped when the command is run again; one that
@@ -82,7 +82,8 @@ def run_arm(arm: str, seed: int, work: Path, overrides: Sequence[str]) -> dict[s
     if arm == "nano":
         wall, model = 0.0, Path(recipe.model.path)
     elif arm == "sft":
-        wall = json.loads((work / f"rl-{seed}" / "summary.json").read_text())["wall_s"]
+        # The shortest of the RL runs: what slowed the others down would not slow this one.
+        wall = min(json.loads(path.read_text())["wall_s"] for path in work.glob("rl-*/summary.json"))
         shutil.rmtree(model, ignore_errors=True)
         sft(_continued(recipe, seed, wall), model, quiet=True)
     else:

@@ -27,7 +27,7 @@ def live(title: str, quiet: bool) -> Iterator[Callable[[float, float, str], None
         yield lambda done, total, text: None
         return
     if not console.is_terminal:
-        last = float("-inf")
+        last = time.monotonic()
 
         def line(done: float, total: float, text: str) -> None:
             nonlocal last

@@ -47,10 +47,13 @@ def sft(recipe: SftRecipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
     envs = EnvPool(recipe.envs, workers=1)
     try:
         with live("starting", quiet) as show:
-            show(0, 1, "making the demonstrations")
-            pools = {s: _pools(recipe, envs.templates, s) for s in ("train", "test")}
-            for name in pools["train"]:
+            pools: dict[Split, dict[str, list[Task]]] = {"train": {}, "test": {}}
+            for done, (name, env) in enumerate(envs.templates.items()):
+                show(done, len(envs.templates) + 1, f"making the tasks of {name}")
+                pools["train"][name] = pool(name, env, "train", recipe.seed, recipe.envs[name].pool)
+                pools["test"][name] = pool(name, env, "test", recipe.seed, recipe.sft.held_out)
                 disjoint(name, pools["train"][name], pools["test"][name])
+            show(len(envs.templates), len(envs.templates) + 1, "writing the demonstrations")
             policy = _policy(recipe, envs.templates, pools["train"])
             train = demonstrations.from_gold(policy.chat, envs.templates, pools["train"])
             held_out = {
@@ -212,12 +215,6 @@ def _policy(recipe: SftRecipe, envs: dict[str, Env], pools: dict[str, list[Task]
     tokens = scratch.tokenizer(texts, recipe.model.scratch.vocab_size)
     model = scratch.model(recipe.model.scratch, tokens, recipe.seed).to(pick_device(recipe.model.device))
     return Policy(model, tokens, Chat(tokens), context_length(model))
-
-
-def _pools(recipe: SftRecipe, envs: dict[str, Env], split: str) -> dict[str, list[Task]]:
-    which: Split = "test" if split == "test" else "train"
-    size = {n: recipe.sft.held_out if which == "test" else recipe.envs[n].pool for n in envs}
-    return {name: pool(name, env, which, recipe.seed, size[name]) for name, env in envs.items()}
 
 
 def _check_lengths(examples: Sequence[Example], context: int) -> None:

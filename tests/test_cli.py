@@ -125,7 +125,7 @@ def test_resume_needs_to_know_what(folder: Path, k2rl: Cli) -> None:
         (("--env", "a", "--env", "b", "--arg", "x=1"), "--arg belongs to one environment"),
         (("--env", "tiny.py:Tiny", "--k", "4", "--samples", "2"), "pass@4 needs"),
         (("--env", "tiny.py:Tiny", "--temperature", "0", "--samples", "2"), "greedy"),
-        (("--env", "tiny.py:Tiny", "--json", "nowhere/report.json"), "no folder nowhere"),
+        (("--env", "tiny.py:Tiny", "--json", "nowhere/report.json"), "give a file in a folder that exists"),
     ],
 )
 def test_wrong_evaluations(arguments: tuple[str, ...], says: str, folder: Path, k2rl: Cli) -> None:
