@@ -119,8 +119,43 @@ class Reward(Protocol):
 
 
 @dataclass(frozen=True)
+class CallTest:
+    """`fn(*args) == expected`, compared outside the program's reach.
+
+    `args` is the Python source of a tuple of literals, `expected` that of one literal: text, so that tuples, sets and
+    big integers survive JSON.
+    """
+
+    fn: str
+    args: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class StdioTest:
+    """The program, run as a script on `stdin`, prints `stdout` (by the whitespace rules of contests)."""
+
+    stdin: str
+    stdout: str
+
+
+@dataclass(frozen=True)
+class ScriptTest:
+    """Test code that passes if it ends without an exception. It runs apart from the program and reaches the program's
+    functions by remote calls. Names of `fns` are the program's also where a builtin has the same name.
+
+    The script tests of one run share their global names, in order, as lines of one file would."""
+
+    source: str
+    fns: tuple[str, ...] = ()
+
+
+ProgramTest = CallTest | StdioTest | ScriptTest
+
+
+@dataclass(frozen=True)
 class Limits:
-    """What an untrusted program may use."""
+    """What an untrusted program may use, all its calls together (each stdin/stdout test is a run of its own)."""
 
     cpu_s: float = 5.0
     wall_s: float = 20.0
@@ -128,18 +163,29 @@ class Limits:
     output_bytes: int = 1_000_000
 
 
+DEFAULT_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a program: the verdict, and per test whether it passed (None: not reached)."""
+    """What became of a program: the verdict on all tests together (`correct` only if every one passed), whether each
+    test passed (empty where the verdict carries no score), and what was used."""
 
     verdict: Verdict
-    passed: tuple[bool | None, ...]
+    passed: tuple[bool, ...]
     cpu_s: float
     wall_s: float
 
 
 class Sandbox(Protocol):
-    """Who runs untrusted programs: a local jail or a remote service."""
+    """Who runs untrusted programs: a local jail or a remote service. Thread-safe."""
 
-    def run(self, program: str, tests: Sequence[Mapping[str, object]], limits: Limits) -> Outcome:
-        """Run `program` against `tests` under `limits`."""
+    def run(self, program: str, tests: Sequence[ProgramTest], limits: Limits = DEFAULT_LIMITS) -> Outcome:
+        """Run `program` against `tests` under `limits`.
+
+        The program's own failures (exceptions, time, memory, output, a forged or missing result) are `wrong`. A failure
+        of the sandbox has a verdict without a score.
+        """
+
+    def close(self) -> None:
+        """End its processes."""
