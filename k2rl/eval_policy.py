@@ -72,7 +72,9 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Per env: `pass@k` (and `pass@1`) with `ci95`, `n` tasks, mean policy `tokens`, `budget_hit` share, and
     `no_verdict`, the rollouts that a failing verifier left unscored (they count neither way)."""
-    driver = RolloutDriver(envs, sampler, policy.chat, seed=seed, group_size=samples, purpose="eval")
+    driver = RolloutDriver(
+        envs, sampler, policy.chat, seed=seed, group_size=samples, context=policy.context, purpose="eval"
+    )
     flat = [t for name in tasks for t in tasks[name]]
     groups: list[Group] = []
     for at in range(0, len(flat), _CHUNK):
@@ -84,6 +86,40 @@ def measure(
             on_progress=lambda d, _, done=done: on_progress(done + d, len(flat) * samples),  # type: ignore[misc]
         )
     return {name: _report([g for g in groups if g.task.env == name], envs.specs[name], k) for name in tasks}
+
+
+def sampled_and_greedy(
+    sampler: Sampler,
+    policy: Policy,
+    envs: EnvPool,
+    tasks: Mapping[str, Sequence[Task]],
+    *,
+    samples: int = 1,
+    k: int = 1,
+    temperature: float = 1.0,
+    seed: int,
+    title: str = "evaluating",
+    quiet: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """What `measure` finds per env, with the pass@1 of greedy decoding beside it as `greedy`."""
+
+    def run(label: str, samples: int, k: int, temperature: float) -> dict[str, dict[str, Any]]:
+        with bar(f"{title}, {label}", quiet) as on_progress:
+            return measure(
+                sampler,
+                policy,
+                envs,
+                tasks,
+                samples=samples,
+                k=k,
+                temperature=temperature,
+                seed=seed,
+                on_progress=on_progress,
+            )
+
+    results = run("sampled" if temperature else "greedy", samples, k, temperature)
+    greedy = run("greedy", 1, 1, 0.0) if temperature else results
+    return {name: {**r, "greedy": greedy[name]["pass@1"]} for name, r in results.items()}
 
 
 def evaluate(
@@ -111,24 +147,9 @@ def evaluate(
         policy = load_policy(model)
         sampler = TorchSampler(policy.model, policy.chat.pad_id, slots)
         tasks = held_out(policy, pool_of_envs, seed, n, split)
-
-        def run(title: str, samples: int, k: int, temperature: float) -> dict[str, dict[str, Any]]:
-            with bar(title, quiet) as on_progress:
-                return measure(
-                    sampler,
-                    policy,
-                    pool_of_envs,
-                    tasks,
-                    samples=samples,
-                    k=k,
-                    temperature=temperature,
-                    seed=seed,
-                    on_progress=on_progress,
-                )
-
-        results = run("evaluating", samples, k, temperature)
-        greedy = results if temperature == 0 else run("evaluating, greedy", 1, 1, 0.0)
-        results = {name: {**r, "greedy": greedy[name]["pass@1"]} for name, r in results.items()}
+        results = sampled_and_greedy(
+            sampler, policy, pool_of_envs, tasks, samples=samples, k=k, temperature=temperature, seed=seed, quiet=quiet
+        )
     finally:
         pool_of_envs.close()
     return {

@@ -13,10 +13,10 @@ from k2rl.demonstrations import Stream
 from k2rl.env import GymTextEnv, SingleTurnEnv
 from k2rl.envpool import EnvPool
 from k2rl.errors import UserError
-from k2rl.eval_policy import measure, tokens_needed
+from k2rl.eval_policy import sampled_and_greedy, tokens_needed
 from k2rl.losses import Objective, objective
 from k2rl.models import Policy, load_policy, save_policy
-from k2rl.progress import bar, console
+from k2rl.progress import console
 from k2rl.protocols import Sampler
 from k2rl.recipe import Recipe
 from k2rl.rollout import RolloutDriver, multi_turn
@@ -155,24 +155,15 @@ def evaluation(recipe: Recipe, parts: Parts, quiet: bool, when: str) -> dict[str
     """Held-out pass@1 per env, sampled at T = 1, with the greedy one beside it; empty without `run.eval_tasks`."""
     if not recipe.run.eval_tasks:
         return {}
-    results: list[dict[str, dict[str, Any]]] = []
-    for temperature, label in ((1.0, "sampled"), (0.0, "greedy")):
-        with bar(f"evaluating {when}, {label}", quiet) as on_progress:
-            results.append(
-                measure(
-                    parts.sampler,
-                    parts.policy,
-                    parts.envs,
-                    parts.test_tasks,
-                    samples=1,
-                    k=1,
-                    temperature=temperature,
-                    seed=recipe.seed,
-                    on_progress=on_progress,
-                )
-            )
-    sampled, greedy = results
-    return {name: {**sampled[name], "greedy": greedy[name]["pass@1"]} for name in sampled}
+    return sampled_and_greedy(
+        parts.sampler,
+        parts.policy,
+        parts.envs,
+        parts.test_tasks,
+        seed=recipe.seed,
+        title=f"evaluating {when}",
+        quiet=quiet,
+    )
 
 
 def summary_of(

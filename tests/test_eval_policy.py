@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from k2rl.envpool import EnvPool
 from k2rl.errors import UserError
-from k2rl.eval_policy import bootstrap, evaluate, pass_at_k, table
+from k2rl.eval_policy import bootstrap, evaluate, held_out, measure, pass_at_k, table
+from k2rl.models import load_policy
 from k2rl.recipe import EnvSpec, ModelConfig
+from k2rl.samplers.scripted import ScriptedSampler
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (4, 4, 2), (7, 3, 5)])
@@ -37,6 +41,17 @@ def test_a_report_is_the_same_every_time_and_prints(tiny_folder: Path) -> None:
     assert reports[0]["envs"]["two"]["n"] == 6
     assert set(reports[0]["envs"]["gym"]["ci95"]) == {"pass@1", "pass@2"}
     assert table(reports[0]).row_count == 2
+
+
+def test_an_environment_that_overflows_the_context_is_not_scored(tiny_folder: Path) -> None:
+    envs = EnvPool({"two": EnvSpec(id="two_turn_env:TwoTurn")}, workers=1)
+    policy = load_policy(ModelConfig(path=str(tiny_folder)))
+    tasks = held_out(policy, envs, 0, 3)
+    sampler = ScriptedSampler(lambda request, index: (*policy.chat.encode_untrusted("1"), policy.chat.end_id))
+    small = replace(policy, context=40)
+    report = measure(sampler, small, envs, tasks, samples=1, k=1, temperature=1.0, seed=0)
+    assert (report["two"]["no_verdict"], report["two"]["n"]) == (3, 0)
+    envs.close()
 
 
 @pytest.mark.parametrize(
