@@ -12,7 +12,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,81 +21,8 @@ from k2rl.chat import Chat
 from k2rl.env import Env, single_turn
 from k2rl.envpool import EnvPool
 from k2rl.protocols import Completion, Request, Sampler
-from k2rl.types import End, Group, Message, Rollout, Segment, Status, Task, Verdict
-
-
-@dataclass
-class Trajectory:
-    """A rollout under way. `said` are the ids of the current policy turn; `actions` the turns before it."""
-
-    task: Task
-    k: int
-    limit: int
-    temperature: float
-    born: int
-    copy: int = 0
-    """How often its task had been handed out before in the same iteration: copies sample differently."""
-    worker: int = 0
-    env: Env | None = None
-    prompt_ids: tuple[int, ...] = ()
-    segments: list[Segment] = field(default_factory=list)
-    said: tuple[int, ...] = ()
-    actions: list[str] = field(default_factory=list)
-    verdicts: list[Verdict] = field(default_factory=list)
-    env_return: float = 0.0
-    end: End | None = None
-
-    @property
-    def used(self) -> int:
-        return sum(len(s.ids) for s in self.segments if s.source == "policy")
-
-    @property
-    def context_ids(self) -> tuple[int, ...]:
-        return (*self.prompt_ids, *(i for s in self.segments for i in s.ids))
-
-    def finish(self) -> Rollout:
-        assert self.end is not None
-        return Rollout(
-            self.task,
-            self.k,
-            self.prompt_ids,
-            tuple(self.segments),
-            self.end,
-            tuple(self.verdicts),
-            tuple(self.actions),
-            self.env_return,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        state = self.env.snapshot() if self.env is not None and self.end is None else None
-        return {
-            "task": self.task.to_json(),
-            "k": self.k,
-            "limit": self.limit,
-            "temperature": self.temperature,
-            "born": self.born,
-            "copy": self.copy,
-            "prompt_ids": list(self.prompt_ids),
-            "segments": [s.to_json() for s in self.segments],
-            "said": list(self.said),
-            "actions": self.actions,
-            "verdicts": [v.to_json() for v in self.verdicts],
-            "env_return": self.env_return,
-            "end": self.end,
-            "snapshot": None if state is None else base64.b64encode(state).decode("ascii"),
-        }
-
-
-@dataclass
-class PendingGroup:
-    """A group that is not complete yet: all its trajectories, finished ones among them."""
-
-    task: Task
-    trajectories: list[Trajectory]
-
-    @property
-    def complete(self) -> bool:
-        return all(t.end is not None for t in self.trajectories)
+from k2rl.trajectory import PendingGroup, Trajectory
+from k2rl.types import End, Group, Message, Segment, Status, Task, Verdict
 
 
 @dataclass(frozen=True)
@@ -156,20 +83,20 @@ class RolloutDriver:
 
         `temperature` maps an env name to this iteration's. `on_progress(done, total)` counts rollouts.
         """
-        carried = [t for g in self.pending for t in g.trajectories if t.end is None]
-        seen: Counter[str] = Counter()
-        groups = list(self.pending)
+        carried, seen = self.pending, Counter[str]()
+        fresh = []
         for task in tasks:
-            groups.append(self._new_group(task, iteration, seen[task.id], temperature))
+            fresh.append(self._new_group(task, iteration, seen[task.id], temperature))
             seen[task.id] += 1
-        self._generate([[t] for t in carried])
-        for group in groups[len(self.pending) :]:
-            self._start(group)
+        groups = [*carried, *fresh]
         total = sum(len(g.trajectories) for g in groups)
-        before = total - len(carried) - sum(len(g.trajectories) for g in groups[len(self.pending) :])
         # At least one rollout is finished each time, or the last few would be put off for ever.
-        enough = total if self.pause_share >= 1 else max(int(self.pause_share * total), min(total, before + 1))
-        while (done := sum(t.end is not None for g in groups for t in g.trajectories)) < enough:
+        least = min(total, sum(g.finished for g in carried) + 1)
+        enough = total if self.pause_share >= 1 else max(int(self.pause_share * total), least)
+        self._generate([[t] for g in carried for t in g.trajectories if t.end is None])
+        for group in fresh:
+            self._start(group)
+        while (done := sum(g.finished for g in groups)) < enough:
             on_progress(done, total)
             self._advance()
         on_progress(done, total)
@@ -363,43 +290,27 @@ class RolloutDriver:
 
     def state(self) -> list[dict[str, Any]]:
         """The unfinished groups as JSON."""
-        return [{"task": g.task.to_json(), "trajectories": [t.to_json() for t in g.trajectories]} for g in self.pending]
+        return [g.to_json() for g in self.pending]
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> list[Task]:
         """Take the unfinished groups back; returns the tasks whose groups must start anew."""
         restart = []
         for saved in state:
-            task = Task.from_json(saved["task"])
             worker = self._next_worker()
-            work = self.pool.submit(worker, partial(self._revive_all, saved["trajectories"], worker))
-            trajectories = [t for t in work.result() if t is not None]
-            if len(trajectories) < len(saved["trajectories"]):
+            revived = [self.pool.submit(worker, partial(self._revive, t, worker)) for t in saved["trajectories"]]
+            trajectories = [t for work in revived if (t := work.result()) is not None]
+            task = Task.from_json(saved["task"])
+            if len(trajectories) < len(revived):
                 self.restarted += 1
                 restart.append(task)
             else:
                 self.pending.append(PendingGroup(task, trajectories))
         return restart
 
-    def _revive_all(self, saved: Sequence[Mapping[str, Any]], worker: int) -> list[Trajectory | None]:
-        return [self._revive(t, worker) for t in saved]
-
     def _revive(self, saved: Mapping[str, Any], worker: int) -> Trajectory | None:
         """On a worker: a trajectory with its environment restored or replayed; None if neither can be."""
-        trajectory = Trajectory(
-            Task.from_json(saved["task"]),
-            saved["k"],
-            saved["limit"],
-            saved["temperature"],
-            saved["born"],
-            saved["copy"],
-            worker,
-        )
-        done = Rollout.from_json({**saved, "text": saved["actions"], "end": saved["end"] or End.STOP})
-        trajectory.prompt_ids, trajectory.segments = done.prompt_ids, list(done.segments)
-        trajectory.said, trajectory.actions = tuple(saved["said"]), list(saved["actions"])
-        trajectory.verdicts, trajectory.env_return = list(done.verdicts), saved["env_return"]
-        if saved["end"] is not None:
-            trajectory.end = End(saved["end"])
+        trajectory = Trajectory.from_json(saved, worker)
+        if trajectory.end is not None:
             return trajectory
         env = trajectory.env = self.pool.spawn(worker, trajectory.task.env)
         if saved["snapshot"] is not None:

@@ -133,6 +133,10 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         return {"status": self.status, "score": self.score, "detail": self.detail}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
+        return cls(Status(data["status"]), data["score"], data["detail"])
+
     @property
     def scored(self) -> bool:
         return self.score is not None
@@ -195,6 +199,10 @@ class Segment:
             "version": self.version,
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Segment:
+        return cls(data["source"], tuple(data["ids"]), tuple(data["logprobs"]), data["temperature"], data["version"])
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -239,12 +247,9 @@ class Rollout:
             task=Task.from_json(data["task"]),
             k=data["k"],
             prompt_ids=tuple(data["prompt_ids"]),
-            segments=tuple(
-                Segment(s["source"], tuple(s["ids"]), tuple(s["logprobs"]), s["temperature"], s["version"])
-                for s in data["segments"]
-            ),
+            segments=tuple(Segment.from_json(s) for s in data["segments"]),
             end=End(data["end"]),
-            verdicts=tuple(Verdict(Status(v["status"]), v["score"], v["detail"]) for v in data["verdicts"]),
+            verdicts=tuple(Verdict.from_json(v) for v in data["verdicts"]),
             text=tuple(data["text"]),
             env_return=data["env_return"],
         )
