@@ -16,86 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin
+from transformers import DynamicCache
 
 from k2rl import rng
 from k2rl.errors import UserError
 from k2rl.protocols import Completion, Request
-
-
-class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's keys and values: (slots, heads, columns, head size), rows 0..active-1 in use."""
-
-    is_sliding = False
-
-    def __init__(self, cache: _SlotCache) -> None:
-        super().__init__()
-        self.cache = cache
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        def room(like: torch.Tensor) -> torch.Tensor:
-            _, heads, _, size = like.shape
-            return like.new_zeros((self.cache.slots, heads, self.cache.columns, size))
-
-        self.keys, self.values = room(key_states), room(value_states)
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, low, now = len(key_states), self.cache.low, self.cache.now
-        self.keys[:rows, :, now] = key_states[:, :, 0]
-        self.values[:rows, :, now] = value_states[:, :, 0]
-        return self.keys[:rows, :, low : now + 1], self.values[:rows, :, low : now + 1]
-
-    def get_seq_length(self) -> int:
-        return self.cache.now - self.cache.low
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class _SlotCache(Cache):  # type: ignore[misc]
-    """The rows' shared columns: `now` is where the next token goes, `low` the leftmost column in use."""
-
-    def __init__(self, layers: int, slots: int, columns: int) -> None:
-        self.slots, self.columns, self.now, self.low = slots, columns, 0, 0
-        super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
-
-    def move(self, source: int, target: int) -> None:
-        for layer in self.layers:
-            layer.keys[target] = layer.keys[source]
-            layer.values[target] = layer.values[source]
-
-    def shift(self, rows: int, by: int) -> None:
-        """Move the used columns by `by` (negative: left)."""
-        low, now = self.low, self.now
-        for layer in self.layers:
-            for tensor in (layer.keys, layer.values):
-                tensor[:rows, :, low + by : now + by] = tensor[:rows, :, low:now].clone()
-        self.low, self.now = low + by, now + by
-
-    def reserve(self, columns: int) -> None:
-        if columns <= self.columns:
-            return
-        grown = max(columns, self.columns * 3 // 2)
-        for layer in self.layers:
-            if layer.is_initialized:
-                for name in ("keys", "values"):
-                    old = getattr(layer, name)
-                    new = old.new_zeros((*old.shape[:2], grown, old.shape[3]))
-                    new[:, :, : self.columns] = old
-                    setattr(layer, name, new)
-        self.columns = grown
+from k2rl.samplers.slot_cache import SlotCache
 
 
 @dataclass
 class _Row:
-    """One sample being generated; `pending` has been drawn but not yet fed to the model."""
+    """One sample being generated; the last of `ids` has been drawn but not yet fed to the model."""
 
     request: Request
     index: int
@@ -137,7 +68,7 @@ class TorchSampler:
         self._waiting: deque[Request] = deque()
         self._head: _Prefilled | None = None
         self._rows: list[_Row] = []
-        self._cache = _SlotCache(self._layers, slots, 128)
+        self._cache = SlotCache(self._layers, slots, 128)
 
     @property
     def device(self) -> torch.device:
@@ -207,7 +138,7 @@ class TorchSampler:
     def sleep(self) -> None:
         """Free the cache; the weights stay, they are the trainer's."""
         if not self._rows:
-            self._cache = _SlotCache(self._layers, self.slots, 128)
+            self._cache = SlotCache(self._layers, self.slots, 128)
 
     def wake(self, tags: Sequence[str] = ("weights", "cache")) -> None:
         """The cache comes back by itself."""
