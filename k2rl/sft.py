@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,14 @@ class Average:
         weight = max(1.0 / self.steps, 10.0 / (step + 10))
         torch._foreach_lerp_(self.mean, [p.data for p in self.parameters], weight)
 
-    def applied(self) -> _Swapped:
+    @contextmanager
+    def applied(self) -> Iterator[None]:
         """Use the average inside a `with` block."""
-        return _Swapped(self)
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
 
     def keep(self) -> None:
         """Make the average the model's weights."""
@@ -172,17 +178,6 @@ class Average:
             current = parameter.data.clone()
             parameter.data.copy_(average)
             average.copy_(current)
-
-
-class _Swapped:
-    def __init__(self, average: Average) -> None:
-        self.average = average
-
-    def __enter__(self) -> None:
-        self.average._swap()
-
-    def __exit__(self, *error: object) -> None:
-        self.average._swap()
 
 
 def _batches(examples: Sequence[Example], tokens: int, seed: int, pad_id: int) -> Iterator[TextBatch]:
