@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from k2rl.types import End, Rollout, Task
 
 MODES = ("truncate", "override")
+_PENALTY = 0.5
 
 
 @dataclass
 class BudgetConfig:
-    """`tokens` (None: the task's or the env's own) bounds all policy tokens of a rollout; `penalty` is
-    subtracted from a truncated response's reward in mode `truncate`."""
+    """`tokens` (None: the task's or the env's own) bounds all policy tokens of a rollout; `penalty` (0.5 unless set) is
+    subtracted from a truncated response's reward in mode `truncate`, and has no place in mode `override`."""
 
     tokens: int | None = None
     mode: str = "truncate"
-    penalty: float = 0.5
+    penalty: float | None = None
 
 
 def limit(task: Task, config: BudgetConfig, env_default: int) -> int:
@@ -38,7 +39,8 @@ def reward(score: float, rollout: Rollout, config: BudgetConfig) -> float:
         return min(max(score, -1.0), 1.0)
     if config.mode == "override":
         return -1.0
-    return min(max(score - config.penalty, -1.0), 1.0)
+    penalty = _PENALTY if config.penalty is None else config.penalty
+    return min(max(score - penalty, -1.0), 1.0)
 
 
 def problems(config: BudgetConfig) -> Sequence[str]:
@@ -48,6 +50,8 @@ def problems(config: BudgetConfig) -> Sequence[str]:
         found.append(f"tokens is {config.tokens}: a budget is 1 token or more")
     if config.mode not in MODES:
         found.append(f"mode is {config.mode!r}: allowed are {', '.join(MODES)}")
-    if not 0 <= config.penalty <= 2:
+    if config.penalty is not None and config.mode == "override":
+        found.append(f"penalty is {config.penalty}: it has no effect with mode=override, whose reward is -1")
+    elif config.penalty is not None and not 0 <= config.penalty <= 2:
         found.append(f"penalty is {config.penalty}: it lies in [0, 2]")
     return found

@@ -64,8 +64,6 @@ class RolloutDriver:
         self.seed, self.group_size, self.pause_share = seed, group_size, pause_share
         self.context, self.purpose = context, purpose
         self.pending: list[PendingGroup] = []
-        self.restarted = 0
-        """Groups that had to start anew because their environment can be neither replayed nor restored."""
         self._by_request: dict[str, list[Trajectory]] = {}
         self._open: dict[str, int] = {}
         self._env_work: list[_EnvWork] = []
@@ -301,7 +299,6 @@ class RolloutDriver:
             trajectories = [t for work in revived if (t := work.result()) is not None]
             task = Task.from_json(saved["task"])
             if len(trajectories) < len(revived):
-                self.restarted += 1
                 restart.append(task)
             else:
                 self.pending.append(PendingGroup(task, trajectories))

@@ -44,4 +44,5 @@ def test_what_makes_no_sense_is_named(config: BudgetConfig) -> None:
 
 
 def test_what_makes_sense_is_not() -> None:
-    assert not budget.problems(BudgetConfig(tokens=1, mode="override", penalty=0.0))
+    assert not budget.problems(BudgetConfig(tokens=1, mode="override"))
+    assert not budget.problems(BudgetConfig(penalty=0.0))

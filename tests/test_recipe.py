@@ -128,6 +128,9 @@ def test_keys_without_effect_are_refused() -> None:
     assert "objective.clip has no effect with objective.name=k2" in problem("objective.clip=0.2")
     assert "objective.tau has no effect with objective.name=grpo" in problem("objective.name=grpo", "objective.tau=0.1")
     assert "critic" in problem("critic.enabled=true")
+    override = "envs.m.budget.mode=override"
+    assert "envs.m.budget.penalty is 0.5: it has no effect" in problem(override, "envs.m.budget.penalty=0.5")
+    assert recipe.resolve(Recipe, ENVS, [override]).envs["m"].budget.mode == "override"
 
 
 def test_sft_recipes_have_their_own_keys() -> None:

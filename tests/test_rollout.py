@@ -168,8 +168,10 @@ def test_what_can_be_neither_replayed_nor_restored_starts_anew(chat: Chat) -> No
     first = driver(with_two, ScriptedSampler(doubling(chat), per_poll=1), chat, group_size=2, pause_share=0.5)
     first.collect(tasks(with_two, "t", 2), 1, lambda _: 1.0)
     second = driver(with_two, ScriptedSampler(doubling(chat)), chat, group_size=2)
-    restart = second.restore(first.state())
-    assert second.restarted == len(restart) > 0
+    paused = first.state()
+    restart = second.restore(paused)
+    assert restart
+    assert len(restart) + len(second.pending) == len(paused)
     with_two.close()
 
 

@@ -33,9 +33,9 @@ def test_scores_are_rewards_and_failures_are_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "penalty", "expected"), [("truncate", 0.5, -0.5), ("truncate", 2, -1), ("override", 0.5, -1)]
+    ("mode", "penalty", "expected"), [("truncate", 0.5, -0.5), ("truncate", 2, -1), ("override", None, -1)]
 )
-def test_a_truncated_response_is_penalised_whatever_it_said(mode: str, penalty: float, expected: float) -> None:
+def test_a_truncated_response_is_penalised_whatever_it_said(mode: str, penalty: float | None, expected: float) -> None:
     spec = EnvSpec(id="x", budget=BudgetConfig(mode=mode, penalty=penalty))
     cut = rollout(Verdict.of(True), End.BUDGET)
     assert reward(cut, spec) == expected
