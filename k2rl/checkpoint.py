@@ -30,7 +30,8 @@ def save(root: Path, iteration: int, trainer: Trainer, state: dict[str, Any], ke
     trainer.save(draft)
     state = {"schema_version": SCHEMA_VERSION, "iteration": iteration, **state}
     (draft / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    manifest = {path.name: _checksum(path) for path in sorted(draft.iterdir())}
+    files = {path.name: _checksum(path) for path in sorted(draft.iterdir())}
+    manifest = {"schema_version": SCHEMA_VERSION, "files": files}
     (draft / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in (*draft.iterdir(), draft):
         _flush(path)
@@ -60,21 +61,22 @@ def load(root: Path, trainer: Trainer) -> dict[str, Any] | None:
     fix = f"delete {newest} to resume from {found[-2].name}" if len(found) > 1 else "start a new run directory"
     try:
         manifest = json.loads((newest / "manifest.json").read_text(encoding="utf-8"))
-        if set(manifest) != _FILES:
-            raise ValueError(f"its manifest names {', '.join(sorted(manifest)) or 'nothing'}")
-        damaged = [name for name, checksum in manifest.items() if _checksum(newest / name) != checksum]
-        state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-        if not isinstance(state, dict):
-            raise ValueError("its state.json holds no object")
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        if manifest.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(
+                f"checkpoint {newest} has schema version {manifest.get('schema_version')}, this k2rl reads "
+                f"{SCHEMA_VERSION}: resume it with the version that wrote it"
+            )
+        files = manifest["files"]
+        if set(files) != _FILES:
+            raise ValueError(f"its manifest names {', '.join(sorted(files)) or 'nothing'}")
+        for name, checksum in files.items():
+            if _checksum(newest / name) != checksum:
+                raise ValueError(f"{name} does not match its checksum")
+        state: dict[str, Any] = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise UserError(f"checkpoint {newest} is damaged ({error}): {fix}") from None
-    if damaged:
-        raise UserError(f"checkpoint {newest} is damaged ({damaged[0]} does not match its checksum): {fix}")
-    if state.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(
-            f"checkpoint {newest} has schema version {state.get('schema_version')}, this k2rl reads {SCHEMA_VERSION}: "
-            "resume it with the version that wrote it"
-        )
     trainer.load(newest)
     return state
 

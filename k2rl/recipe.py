@@ -21,6 +21,7 @@ from k2rl import assets, recipe_checks
 from k2rl.budget import BudgetConfig
 from k2rl.errors import UserError, did_you_mean
 from k2rl.schedules import Schedule
+from k2rl.types import SCHEMA_VERSION
 
 
 @dataclass
@@ -227,6 +228,22 @@ def load(schema: type[R], name: str, overrides: Sequence[str] = ()) -> R:
         UserError: not found, not YAML, unknown key, wrong type, value out of range, or a key without effect.
     """
     path = assets.recipe(name)
+    data = _read(path)
+    data.pop("schema_version", None)
+    return resolve(schema, data, overrides, source=str(path))
+
+
+def load_saved(path: Path) -> Recipe:
+    """Read the recipe that `save` wrote beside a run. Raises `UserError` as `load` does, or where it has no version."""
+    data = _read(path)
+    if "schema_version" not in data:
+        raise UserError(f"{path} has no schema_version: no run wrote it; start a new run directory")
+    del data["schema_version"]
+    return resolve(Recipe, data, source=str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe file's keys, its schema version (where it has one) being one that is read here."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -235,7 +252,12 @@ def load(schema: type[R], name: str, overrides: Sequence[str] = ()) -> R:
         raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys, this is a {type(data).__name__}")
-    return resolve(schema, data, overrides, source=str(path))
+    if data.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {data['schema_version']}, this k2rl reads {SCHEMA_VERSION}: "
+            "use the version that wrote it"
+        )
+    return data
 
 
 def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> R:
@@ -325,5 +347,5 @@ def _check_keys(schema: Any, data: Any, prefix: str, source: str) -> None:
 
 
 def save(recipe: Recipe | SftRecipe, path: Path) -> None:
-    """Write the resolved recipe."""
-    path.write_text(to_yaml(recipe), encoding="utf-8")
+    """Write the resolved recipe, with the version of its schema."""
+    path.write_text(f"schema_version: {SCHEMA_VERSION}\n{to_yaml(recipe)}", encoding="utf-8")

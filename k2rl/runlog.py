@@ -61,7 +61,7 @@ class RunLog:
         except OSError:
             raise UserError(f"another run is writing to {folder}: wait for it, or choose another --run-dir") from None
         if resume:
-            before = recipes.load(Recipe, str(folder / "recipe.yaml"))
+            before = recipes.load_saved(folder / "recipe.yaml")
             changed = recipes.differences(before, recipe)
             if changed:
                 raise UserError(

@@ -144,13 +144,32 @@ def test_resume_refuses_what_is_not_its_own(recipe: Callable[..., Recipe], tmp_p
         train(recipe("run.iterations=4", "run.eval_tasks=0"), run, quiet=True)
     with pytest.raises(UserError, match=r"differs from the one in .* in optim\.lr\.start"):
         train(recipe("run.iterations=4", "run.eval_tasks=0", "optim.lr.start=0.1"), run, resume=True, quiet=True)
-    shutil.rmtree(run / "checkpoints" / "000004" / "manifest.json", ignore_errors=True)
     damaged = run / "checkpoints" / "000004" / "weights.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-7] + b"garbage")
     with pytest.raises(UserError, match=r"weights.safetensors does not match its checksum\): delete .*000004"):
         train(recipe("run.iterations=4", "run.eval_tasks=0"), run, resume=True, quiet=True)
     shutil.rmtree(run / "checkpoints" / "000004")
     train(recipe("run.iterations=4", "run.eval_tasks=0"), run, resume=True, quiet=True)
+    manifest = run / "checkpoints" / "000004" / "manifest.json"
+    for change, message in (
+        ({"schema_version": 99}, "has schema version 99, this k2rl reads 1"),
+        ({"files": {}}, "is damaged .its manifest names nothing"),
+    ):
+        good = manifest.read_text()
+        manifest.write_text(json.dumps(json.loads(good) | change))
+        with pytest.raises(UserError, match=message):
+            train(recipe("run.iterations=4", "run.eval_tasks=0"), run, resume=True, quiet=True)
+        manifest.write_text(good)
+    saved = (run / "recipe.yaml").read_text()
+    assert saved.startswith("schema_version: 1\n")
+    for text, message in (
+        (saved.partition("\n")[2], "recipe.yaml has no schema_version"),
+        (saved.replace("1", "99", 1), "recipe.yaml has schema version 99, this k2rl reads 1"),
+    ):
+        (run / "recipe.yaml").write_text(text)
+        with pytest.raises(UserError, match=message):
+            train(recipe("run.iterations=4", "run.eval_tasks=0"), run, resume=True, quiet=True)
+    (run / "recipe.yaml").write_text(saved)
     state = run / "checkpoints" / "000004" / "state.json"
     state.unlink()
     with pytest.raises(UserError, match="is damaged"):
