@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from k2rl import rng
 from k2rl.env import Env
-from k2rl.errors import UserError
+from k2rl.errors import UserError, users_code
 from k2rl.recipe import EnvSpec
 from k2rl.types import Split, Task
 
@@ -20,20 +20,21 @@ def pool(name: str, env: Env, split: Split, seed: int, size: int) -> list[Task]:
     """The first `size` distinct tasks of an environment's split.
 
     Raises:
-        UserError: the environment yields none, or something that is no task.
+        UserError: the environment yields none, or something that is no task, or it raises.
     """
     found: dict[str, Task] = {}
     repeats = 0
-    for task in env.tasks(split, seed):
-        if not isinstance(task, Task):
-            raise UserError(f"env {name}: tasks() must yield k2rl.Task, got {type(task).__name__}")
-        if task.budget is not None and task.budget < 1:
-            raise UserError(f"env {name}: a task's budget is {task.budget}: it must be 1 or more")
-        named = replace(task, env=name)
-        repeats = repeats + 1 if named.id in found else 0
-        found.setdefault(named.id, named)
-        if len(found) >= size or repeats > 10_000:
-            break
+    with users_code(f"tasks() of env {name}"):
+        for task in env.tasks(split, seed):
+            if not isinstance(task, Task):
+                raise UserError(f"env {name}: tasks() must yield k2rl.Task, got {type(task).__name__}")
+            if task.budget is not None and task.budget < 1:
+                raise UserError(f"env {name}: a task's budget is {task.budget}: it must be 1 or more")
+            named = replace(task, env=name)
+            repeats = repeats + 1 if named.id in found else 0
+            found.setdefault(named.id, named)
+            if len(found) >= size or repeats > 10_000:
+                break
     if not found:
         raise UserError(f"env {name} yields no {split} tasks: check its data and its arguments")
     return list(found.values())

@@ -10,7 +10,7 @@ from k2rl import rng
 from k2rl.batch import Example
 from k2rl.chat import Chat
 from k2rl.env import Env
-from k2rl.errors import UserError
+from k2rl.errors import UserError, users_code
 from k2rl.types import Message, Task
 
 
@@ -24,12 +24,13 @@ def from_gold(chat: Chat, envs: Mapping[str, Env], pools: Mapping[str, Iterable[
     """One demonstration per task whose environment knows a one-turn gold response.
 
     Raises:
-        UserError: there is none at all.
+        UserError: there is none at all, or `gold` raises.
     """
     found = []
     for name, env in envs.items():
         for task in pools[name]:
-            response = env.gold(task)
+            with users_code(f"gold() of env {name}"):
+                response = env.gold(task)
             if isinstance(response, str):
                 found.append(example(chat, task.messages, response))
     if not found:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -18,3 +23,35 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@contextmanager
+def users_code(what: str) -> Iterator[None]:
+    """Around a call into a plug-in that must not fail: what it raises is its author's to repair.
+
+    Raises:
+        UserError: the plug-in's own, or one line with `what` failed, the exception, and the place in its code.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise failed(what, error) from error
+
+
+def failed(what: str, error: Exception) -> UserError:
+    """One line for whatever a plug-in raises, with the place in its code."""
+    frame = own_frame(error)
+    at = "" if isinstance(error, SyntaxError) else f" ({frame.filename}:{frame.lineno})"
+    first_line = (str(error).splitlines() or [""])[0]
+    return UserError(f"{what} failed: {type(error).__name__}: {first_line}{at}")
+
+
+def own_frame(error: Exception) -> traceback.FrameSummary:
+    """Where a caught error was raised: the innermost frame outside of libraries and k2rl, or the innermost of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    foreign = (*libraries, str(Path(__file__).parent) + os.sep, "<frozen")
+    own = [f for f in frames if not f.filename.startswith(foreign)]
+    return (own or frames)[-1]

@@ -12,7 +12,6 @@ import importlib.util
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, Literal
 import gymnasium
 
 from k2rl.env import Env, GymTextEnv
-from k2rl.errors import UserError, did_you_mean
+from k2rl.errors import UserError, did_you_mean, failed, users_code
 from k2rl.protocols import Reward
 
 Kind = Literal["envs", "rewards"]
@@ -61,13 +60,16 @@ def make_env(name: str, args: Mapping[str, Any] | None = None) -> Env:
     """An environment by plug-in name; a plain gymnasium env (also by its `gym:Id-v0`) is wrapped.
 
     Raises:
-        UserError: unknown name, a class that is no environment, or arguments it does not take.
+        UserError: unknown name, a class that is no environment, arguments it does not take, or a constructor that
+            raises.
     """
     if name.startswith("gym:"):
         try:
             return GymTextEnv(gymnasium.make(name.removeprefix("gym:"), **(args or {})))
         except gymnasium.error.Error as error:
             raise UserError(f"{name}: {str(error).splitlines()[0]}") from None
+        except Exception as error:
+            raise failed(f"making {name}", error) from error
     made = _instantiate(name, resolve("envs", name), args or {})
     if isinstance(made, Env):
         return made
@@ -108,7 +110,8 @@ def _instantiate(name: str, cls: Callable[..., Any], args: Mapping[str, Any]) ->
     ]
     if missing:
         raise UserError(f"{name} needs the argument {missing[0]!r}: set it under args")
-    return cls(**args)
+    with users_code(f"making {name}"):
+        return cls(**args)
 
 
 def _load_module(module_name: str, name: str) -> Any:
@@ -120,9 +123,9 @@ def _load_module(module_name: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and module_name.split(".")[: error.name.count(".") + 1] == error.name.split("."):
             raise UserError(f"{name}: no module {error.name!r} (looked in {cwd} and the installed packages)") from None
-        raise _import_failed(module_name, error) from error
+        raise failed(f"importing {module_name}", error) from error
     except Exception as error:
-        raise _import_failed(module_name, error) from error
+        raise failed(f"importing {module_name}", error) from error
 
 
 def _load_file(path: Path) -> Any:
@@ -142,14 +145,6 @@ def _load_file(path: Path) -> Any:
     except BaseException as error:
         del sys.modules[module_name]
         if isinstance(error, Exception):
-            raise _import_failed(str(path), error) from error
+            raise failed(f"importing {path}", error) from error
         raise
     return module
-
-
-def _import_failed(what: str, error: Exception) -> UserError:
-    """One line for whatever a plug-in raises on import, with the place in its code."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    at = "" if isinstance(error, SyntaxError) else f" ({frame.filename}:{frame.lineno})"
-    first_line = (str(error).splitlines() or [""])[0]
-    return UserError(f"importing {what} failed: {type(error).__name__}: {first_line}{at}")

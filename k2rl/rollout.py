@@ -8,18 +8,19 @@ keep their segments (with their own log-probs, temperature and policy version) a
 from __future__ import annotations
 
 import base64
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from k2rl import budget, rng
 from k2rl.chat import Chat
 from k2rl.env import Env, single_turn
 from k2rl.envpool import EnvPool
+from k2rl.errors import own_frame
 from k2rl.protocols import Completion, Request, Sampler
 from k2rl.trajectory import PendingGroup, Trajectory
 from k2rl.types import End, Group, Message, Segment, Status, Task, Verdict
@@ -329,9 +330,9 @@ def _messages(observation: Any, info: Mapping[str, Any]) -> Sequence[Message]:
 
 
 def _failure(error: Exception, where: str) -> Verdict:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    detail = f"{where} raised {type(error).__name__}: {error} ({frame.name}, line {frame.lineno})"
-    return Verdict.failure(Status.VERIFIER_ERROR, detail)
+    frame = own_frame(error)
+    place = f"{frame.name}, line {frame.lineno} of {Path(frame.filename).name}"
+    return Verdict.failure(Status.VERIFIER_ERROR, f"{where} raised {type(error).__name__}: {error} ({place})")
 
 
 def multi_turn(envs: Mapping[str, Env]) -> list[str]:

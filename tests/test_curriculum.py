@@ -36,6 +36,17 @@ def test_pool_is_cut_named_and_distinct() -> None:
     assert len(pool("a", Numbers(6), "train", 0, 10)) == 3
 
 
+def test_tasks_that_raise_are_the_users_to_repair() -> None:
+    class Raising(Numbers):
+        def tasks(self, split: Split, seed: int) -> Iterable[Task]:
+            yield Task("fine")
+            raise KeyError("question")
+
+    place = r"\(.*test_curriculum.py:\d+\)$"
+    with pytest.raises(UserError, match=rf"^tasks\(\) of env a failed: KeyError: 'question' {place}"):
+        pool("a", Raising(), "train", 0, 10)
+
+
 def test_weights_hold_at_every_moment() -> None:
     names = [t.env for t in make(a=40, b=40).next(40)]
     assert Counter(names) == {"a": 30, "b": 10}

@@ -27,6 +27,11 @@ class Needy(MyEnv):
     def __init__(self, path):
         pass
 
+class Raising(MyEnv):
+    def __init__(self, text):
+        import json
+        self.data = json.loads(text)
+
 class Plain(gymnasium.Env):
     observation_space = action_space = UnicodeText()
 
@@ -145,6 +150,13 @@ def test_a_module_that_fails_on_import_is_the_users_to_repair(folder: Path, text
         line = env_problem(f"{form}:MyEnv")
         assert "\n" not in line
         assert "failed" in line
+
+
+def test_a_constructor_that_raises_is_the_users_to_repair(folder: Path) -> None:
+    name = module(folder, "mine")
+    line = env_problem(f"{name}.py:Raising", text="{")
+    assert line.startswith(f"making {name}.py:Raising failed: JSONDecodeError: Expecting property name")
+    assert line.endswith(f"({folder / name}.py:20)"), "the place in the user's own code, not in the library"
 
 
 def test_what_is_no_environment(folder: Path) -> None:

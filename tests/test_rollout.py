@@ -99,7 +99,7 @@ def test_a_raising_grader_is_its_own_failure(chat: Chat) -> None:
     verdicts = [r.verdict for r in group.rollouts]
     assert [v.status for v in verdicts if v] == [Status.VERIFIER_ERROR, Status.CORRECT, Status.WRONG]
     assert verdicts[0] is not None
-    assert "RuntimeError: the grader fell over (verify, line" in verdicts[0].detail
+    assert "RuntimeError: the grader fell over (verify, line 61 of two_turn_env.py)" in verdicts[0].detail
     broken.close()
 
 
