@@ -49,7 +49,7 @@ BEYOND = {"math": {"level": 5}, "logic": {"level": 4}}
 CONTINUED = [
     "model.path=nano",
     "sft.save_dtype=float32",
-    "optim.lr.start=0.005",
+    "sft.stages=[0.5]",
     "envs.math.pool=20000",
     "envs.logic.pool=20000",
 ]

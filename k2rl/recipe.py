@@ -173,8 +173,8 @@ class ScratchConfig:
 
 @dataclass
 class SftStop:
-    """SFT ends when the held-out loss fell by less than `improvement` over the last `share` of the steps so far
-    (but not before `min_minutes`), or at `max_minutes`."""
+    """A stage ends when the held-out loss fell by less than `improvement` over the last `share` of its steps so far
+    (but not before `min_minutes` of it). SFT as a whole takes `max_minutes` at most."""
 
     improvement: float = 0.01
     share: float = 0.2
@@ -193,7 +193,11 @@ class SftModelConfig(ModelConfig):
 @dataclass
 class SftConfig:
     """`pool` of each env bounds its demonstrations. `ema` averages the weights over about that many steps; the
-    average is what is evaluated and saved (in `save_dtype`)."""
+    average is what is evaluated and saved (in `save_dtype`).
+
+    `stages` are factors of `optim.lr.start`, each held until `stop` ends its stage: [1.0, 0.5] cools down at half the
+    rate. Each stage after the first is sure of `cooldown_share` of `stop.max_minutes`.
+    """
 
     batch_tokens: int = 2048
     micro_batch_tokens: int = 1024
@@ -202,6 +206,8 @@ class SftConfig:
     held_out: int = 300
     eval_seconds: float = 30.0
     ema: int = 500
+    stages: list[float] = field(default_factory=lambda: [1.0])
+    cooldown_share: float = 0.15
     save_dtype: str = "float32"
     stop: SftStop = field(default_factory=SftStop)
 

@@ -174,6 +174,12 @@ def _sft_problems(recipe: SftRecipe) -> list[str]:
     for key in ("end", "warmup"):
         if getattr(recipe.optim.lr, key):
             found.append(f"optim.lr.{key} has no effect in SFT: its rate is constant after sft.warmup_steps")
+    if not sft.stages or not all(0 < factor < math.inf for factor in sft.stages):
+        found.append(f"sft.stages is {sft.stages}: give at least one factor of the learning rate, each above 0")
+    if not 0 <= sft.cooldown_share * (len(sft.stages) - 1) < 1:
+        found.append(f"sft.cooldown_share is {sft.cooldown_share}: the stages after the first take less than all time")
+    if len(sft.stages) == 1 and sft.cooldown_share != type(sft)().cooldown_share:
+        found.append("sft.cooldown_share has no effect with a single stage in sft.stages")
     if scratch.head_size < 1:
         return found
     if scratch.hidden_size % scratch.head_size:

@@ -1,16 +1,18 @@
 """Supervised warm start: learn the environments' gold demonstrations until a stated rule ends it.
 
 The weights are averaged over about the last `ema` steps, and the average is what is evaluated and saved, so that no
-learning-rate decay has to be timed. SFT ends when the held-out loss has fallen by less than `stop.improvement` over the
-last `stop.share` of the steps: by that rule, not where reinforcement learning looks best.
+learning-rate decay has to be timed. A stage ends when the held-out loss has fallen by less than `stop.improvement` over
+the last `stop.share` of its steps: by that rule, not where reinforcement learning looks best. The next one goes on from
+its average at another learning rate.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,71 @@ def sft(recipe: SftRecipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
     return report
 
 
+class _Fit:
+    """What the stages of a fit go on with: weights, moments, the stream of batches, the history."""
+
+    def __init__(
+        self, recipe: SftRecipe, policy: Policy, train: Sequence[Example], held_out: Mapping[str, Sequence[Example]]
+    ) -> None:
+        self.recipe, self.config, self.model = recipe, recipe.sft, policy.model
+        self.optimizer = ModelOptimizer(policy.model, recipe.optim)
+        self.gradients = Gradients(policy.model, recipe.sft.micro_batch_workers)
+        self.stream = _batches(train, recipe.sft.batch_tokens, recipe.seed, policy.chat.pad_id)
+        self.held_out = {name: text_batch(examples, 1.0, policy.chat.pad_id) for name, examples in held_out.items()}
+        self.history: list[dict[str, float]] = []
+        self.step, self.tokens, self.started = 0, 0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def stage(self, number: int, factor: float, show: Callable[[float, float, str], None]) -> dict[str, Any]:
+        """Steps at `factor` times the learning rate until the rule ends them; leaves their average as the weights."""
+        config, average = self.config, Average(self.model, self.config.ema)
+        since = {"step": self.step, "seconds": self.seconds, "tokens": self.tokens}
+        later = (len(config.stages) - number) * config.cooldown_share
+        ends_at = 60 * config.stop.max_minutes * (1 - later)
+        stop = replace(config.stop, max_minutes=max(0.0, ends_at - since["seconds"]) / 60)
+        next_eval, history, ended = config.eval_seconds, list[dict[str, float]](), None
+        while ended is None:
+            self._update(self.recipe.optim.lr.start * factor)
+            average.update(self.step - int(since["step"]))
+            if self.seconds - since["seconds"] < min(next_eval, 60 * stop.max_minutes):
+                continue
+            next_eval += config.eval_seconds
+            with average.applied():
+                losses = self._losses()
+            entry = {"stage": number, "step": self.step, "seconds": self.seconds, "tokens": self.tokens} | losses
+            self.history.append(entry)
+            history.append(entry | {key: entry[key] - since[key] for key in since})
+            ended = why_ended(history, stop)
+            told = ", ".join(f"{name} {losses[f'held_out_loss/{name}']:.4f}" for name in self.held_out)
+            rate = self.tokens / entry["seconds"]
+            show(entry["seconds"] / 60, config.stop.max_minutes, f"held-out loss {told}; {rate:.0f} tok/s")
+        average.keep()
+        now = history[-1]
+        return {"lr": self.recipe.optim.lr.start * factor, "ended": ended} | {
+            key: now[key] for key in ("step", "seconds", "tokens", "held_out_loss")
+        }
+
+    def _update(self, lr: float) -> None:
+        batch = next(self.stream)
+        self.gradients.add(micro_batches(batch, self.config.micro_batch_tokens), self._terms, {})
+        self.step += 1
+        self.tokens += int(batch.lengths_B.sum())
+        self.optimizer.update(lr * min(1.0, self.step / self.config.warmup_steps))
+
+    def _terms(self, part: TextBatch) -> Terms:
+        return text_loss(self.model, part), {}
+
+    def _losses(self) -> dict[str, float]:
+        held = {
+            f"held_out_loss/{name}": held_out_loss(self.model, batch, self.config.micro_batch_tokens)
+            for name, batch in self.held_out.items()
+        }
+        return {"held_out_loss": mean([*held.values()])} | held
+
+
 def _fit(
     recipe: SftRecipe,
     policy: Policy,
@@ -78,59 +145,31 @@ def _fit(
     held_out: Mapping[str, Sequence[Example]],
     quiet: bool,
 ) -> dict[str, Any]:
-    """Steps until the rule ends it."""
-    model, config = policy.model, recipe.sft
-    optimizer = ModelOptimizer(model, recipe.optim)
-    average = Average(model, config.ema)
-    gradients = Gradients(model, config.micro_batch_workers)
-
-    def terms(part: TextBatch) -> Terms:
-        return text_loss(model, part), {}
-
-    evaluation = {name: text_batch(examples, 1.0, policy.chat.pad_id) for name, examples in held_out.items()}
-    history: list[dict[str, float]] = []
-    started, next_eval, step, tokens = time.perf_counter(), config.eval_seconds, 0, 0
-    ended = None
+    """All stages, and the report on them."""
+    fit = _Fit(recipe, policy, train, held_out)
     with live("SFT", quiet) as show:
-        stream = _batches(train, config.batch_tokens, recipe.seed, policy.chat.pad_id)
-        while ended is None:
-            batch = next(stream)
-            gradients.add(micro_batches(batch, config.micro_batch_tokens), terms, {})
-            step += 1
-            tokens += int(batch.lengths_B.sum())
-            optimizer.update(recipe.optim.lr.start * min(1.0, step / config.warmup_steps))
-            average.update(step)
-            seconds = time.perf_counter() - started
-            if seconds >= next_eval:
-                next_eval += config.eval_seconds
-                with average.applied():
-                    held = {n: held_out_loss(model, b, config.micro_batch_tokens) for n, b in evaluation.items()}
-                entry = {"step": step, "seconds": seconds, "tokens": tokens, "held_out_loss": mean([*held.values()])}
-                history.append(entry | {f"held_out_loss/{name}": loss for name, loss in held.items()})
-                ended = why_ended(history, config.stop)
-                losses = ", ".join(f"{name} {loss:.4f}" for name, loss in held.items())
-                show(seconds / 60, config.stop.max_minutes, f"held-out loss {losses}; {tokens / seconds:.0f} tok/s")
-    gradients.close()
-    average.keep()
+        stages = [fit.stage(n, factor, show) for n, factor in enumerate(recipe.sft.stages, start=1)]
+    fit.gradients.close()
     return {
         "schema_version": SCHEMA_VERSION,
         "k2rl_version": __version__,
-        "ended": ended,
-        "steps": step,
-        "tokens": tokens,
+        "ended": stages[-1]["ended"],
+        "stages": stages,
+        "steps": fit.step,
+        "tokens": fit.tokens,
         "demonstrations": len(train),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "held_out_loss": history[-1]["held_out_loss"],
-        "history": history,
+        "parameters": sum(p.numel() for p in policy.model.parameters()),
+        "held_out_loss": fit.history[-1]["held_out_loss"],
+        "history": fit.history,
         "recipe": to_dict(recipe),
     }
 
 
 def why_ended(history: Sequence[dict[str, float]], stop: SftStop) -> str | None:
-    """The reason to end after these evaluations, or None to go on."""
+    """The reason to end a stage after these evaluations, steps and seconds counted from its start; None to go on."""
     now = history[-1]
     if now["seconds"] >= stop.max_minutes * 60:
-        return f"{stop.max_minutes:g} minutes are over"
+        return f"{stop.max_minutes:.4g} minutes are over"
     then = [h for h in history if h["step"] <= (1 - stop.share) * now["step"]]
     if not then or now["seconds"] < stop.min_minutes * 60:
         return None

@@ -139,6 +139,19 @@ def test_sft_recipes_have_their_own_keys() -> None:
     assert recipe.resolve(SftRecipe, ENVS).model.path is None
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["sft.stages=[]"], "give at least one factor"),
+        (["sft.stages=[1,0]"], "each above 0"),
+        (["sft.stages=[1,1,1]", "sft.cooldown_share=0.5"], "take less than all time"),
+        (["sft.cooldown_share=0.2"], "no effect with a single stage"),
+    ],
+)
+def test_stages_of_sft(overrides: list[str], says: str) -> None:
+    assert says in problem(*overrides, schema=SftRecipe)
+
+
 @pytest.mark.parametrize("schema", [Recipe, SftRecipe])
 def test_a_saved_recipe_loads_equal(schema: type[Any], tmp_path: Path) -> None:
     strange = {"text": "1e-5", "flag": "on", "list": [1, {"a": None}], "number": 1e-5}

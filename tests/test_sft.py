@@ -10,6 +10,7 @@ import torch
 
 from k2rl.errors import UserError
 from k2rl.models import load_policy
+from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.recipe import ModelConfig, SftRecipe, SftStop, resolve
 from k2rl.sft import sft, why_ended
 
@@ -39,6 +40,38 @@ def test_a_new_model_learns_its_demonstrations(tmp_path: Path) -> None:
         assert len(policy.chat.tokenizer(special).input_ids) == 1
     again = sft(recipe(f"model.path={tmp_path / 'model'}"), tmp_path / "again", quiet=True)
     assert again["history"][0]["held_out_loss"] < losses[0]
+
+
+def test_each_stage_ends_by_the_rule_counted_from_its_own_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    update = ModelOptimizer.update
+
+    def recorded(self: ModelOptimizer, lr: float) -> None:
+        rates.append(lr)
+        update(self, lr)
+
+    monkeypatch.setattr(ModelOptimizer, "update", recorded)
+    rule = ["sft.stop.improvement=0.99", "sft.stop.min_minutes=0", "sft.stop.max_minutes=5", "sft.eval_seconds=0.2"]
+    report = sft(recipe("sft.stages=[1,0.5]", *rule), tmp_path / "model", quiet=True)
+    first, second = report["stages"]
+    assert all("fell by" in stage["ended"] for stage in report["stages"])
+    assert (first["lr"], second["lr"]) == (0.01, 0.005)
+    assert rates[first["step"] - 1] == 0.01
+    assert rates[first["step"] :] == [0.005] * second["step"]
+    assert report["steps"] == first["step"] + second["step"]
+    assert min([h["stage"] for h in report["history"]].count(n) for n in (1, 2)) >= 2
+
+
+def test_the_last_stage_is_sure_of_its_share_of_the_time(tmp_path: Path) -> None:
+    limits = ["sft.stages=[1,0.5]", "sft.cooldown_share=0.5", "sft.stop.improvement=0", "sft.stop.min_minutes=5"]
+    report = sft(recipe(*limits), tmp_path / "model", quiet=True)
+    first, second = report["stages"]
+    assert first["ended"] == "0.025 minutes are over"
+    assert second["ended"].endswith("minutes are over")
+    assert second["step"] > first["step"] / 4
+    assert second["held_out_loss"] < first["held_out_loss"], "it goes on from where the first one ended"
 
 
 def test_it_refuses_a_folder_that_is_in_use(tmp_path: Path) -> None:
