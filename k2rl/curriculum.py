@@ -95,6 +95,16 @@ class Curriculum:
         return dict(self.given)
 
     def restore(self, state: Mapping[str, int]) -> None:
+        """Go on from `state()`.
+
+        Raises:
+            UserError: it is of other environments (an optional one is left out on one machine, not on another).
+        """
+        if state.keys() != self.pools.keys():
+            raise UserError(
+                f"the run was begun with the environments {', '.join(state)}, and here are {', '.join(self.pools)}: "
+                "resume it on a machine that runs the same ones"
+            )
         self.given = {name: int(state[name]) for name in self.pools}
 
     def _most_behind(self) -> str:

@@ -85,7 +85,11 @@ class Env(gymnasium.Env[str, str]):
     task: Task
 
     def setup(self) -> None:
-        """Load what all rollouts of a worker share. Called once per worker."""
+        """Load what all rollouts of a worker share. Called once per worker.
+
+        Raises:
+            UnavailableError: this machine can't run the environment.
+        """
 
     def tasks(self, split: Split, seed: int) -> Iterable[Task]:
         """The tasks of a split, in an order fixed by the seed; may be endless. Splits must not overlap."""

@@ -15,6 +15,13 @@ class UserError(ValueError):
     """The user's input is wrong. One line: what, the allowed values, the fix. Exit code 2, no traceback."""
 
 
+class UnavailableError(UserError):
+    """Raised by an environment's constructor or `setup()`: this machine can't run it (no jail, no data, no display).
+
+    A run leaves such an environment out where its recipe says `optional: true`, and refuses to start elsewhere.
+    """
+
+
 class RunError(RuntimeError):
     """The run itself failed for a named reason (disk full, too many grader failures). Exit code 1."""
 

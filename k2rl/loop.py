@@ -153,7 +153,7 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
     wall = time.perf_counter() - started
     log.replace_folder("model", parts.save_model)
     after = evaluation(recipe, parts, quiet, "after")
-    summary = summary_of(recipe, before, after, wall)
+    summary = summary_of(parts, before, after, wall)
     log.summary(summary)
     return summary
 

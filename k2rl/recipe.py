@@ -39,7 +39,8 @@ class EnvSpec:
     """One environment of the mixture, under a name of the user's choice.
 
     `weight` is its share of the tasks; `pool` cuts an endless task stream; `temperature` overrides the run's;
-    `reward_range` is required for plain gymnasium envs and maps their returns to [0, 1].
+    `reward_range` is required for plain gymnasium envs and maps their returns to [0, 1]. An `optional` one is left out
+    where the machine can't run it.
     """
 
     id: str = "???"
@@ -49,6 +50,7 @@ class EnvSpec:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     temperature: Schedule | None = None
     reward_range: list[float] | None = None
+    optional: bool = False
 
 
 @dataclass

@@ -167,13 +167,15 @@ def evaluation(recipe: Recipe, parts: Parts, quiet: bool, when: str) -> dict[str
 
 
 def summary_of(
-    recipe: Recipe, before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]], wall: float
+    parts: Parts, before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]], wall: float
 ) -> dict[str, Any]:
-    """What `summary.json` holds: the policy before and after, and the seconds of the RL run without set-up."""
+    """What `summary.json` holds: the policy before and after, the environments left out with their reasons, and the
+    seconds of the RL run without set-up."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "seed": recipe.seed,
-        "iterations": recipe.run.iterations,
+        "seed": parts.recipe.seed,
+        "iterations": parts.recipe.run.iterations,
+        "left_out": parts.envs.left_out,
         "eval_before": before,
         "eval_after": after,
         "wall_s": wall,

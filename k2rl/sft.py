@@ -64,7 +64,7 @@ def sft(recipe: SftRecipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
                 for name, env in envs.templates.items()
             }
         _check_lengths([*train, *(e for examples in held_out.values() for e in examples)], policy.context)
-        report = _fit(recipe, policy, train, held_out, quiet)
+        report = _fit(recipe, policy, train, held_out, quiet) | {"left_out": envs.left_out}
     finally:
         envs.close()
     with writing(out):

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from k2rl.errors import RunError, UserError
+from k2rl.errors import RunError, UnavailableError, UserError
 from k2rl.loop import train
 from k2rl.recipe import Recipe, resolve, save
 
@@ -104,6 +104,35 @@ def test_a_run_writes_what_others_build_on(recipe: Callable[..., Recipe], tmp_pa
     assert tokenizer.chat_template
     loaded = {n: p for n, p in model.named_parameters()}
     assert all(torch.equal(t, loaded[n]) for n, t in load_file(run / "checkpoints/000006/weights.safetensors").items())
+
+
+@pytest.mark.parametrize("setup_only", ["false", "true"])
+def test_an_optional_env_that_cannot_run_here_is_left_out(
+    recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str], setup_only: str
+) -> None:
+    nowhere = ["envs.nowhere.id=two_turn_env:Nowhere", f"envs.nowhere.args.setup_only={setup_only}"]
+    with pytest.raises(UserError, match=r"^env nowhere: it needs a jail; .*envs.nowhere.optional=true"):
+        train(recipe(*nowhere), tmp_path / "run", quiet=True)
+    short = [*nowhere, "envs.nowhere.optional=true", "run.iterations=1", "run.eval_tasks=2"]
+    summary = train(recipe(*short), tmp_path / "run", quiet=True)
+    assert capsys.readouterr().err == "env nowhere is left out: it needs a jail\n"
+    assert summary["left_out"] == {"nowhere": "it needs a jail"}
+    assert "nowhere" not in summary["eval_after"]
+
+
+def test_a_run_does_not_go_on_with_other_envs(
+    recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import two_turn_env
+
+    def setup(self: Any) -> None:
+        raise UnavailableError("no jail today")
+
+    chosen = recipe("envs.two.optional=true", "run.iterations=2", "run.eval_tasks=0")
+    train(chosen, tmp_path / "run", quiet=True)
+    monkeypatch.setattr(two_turn_env.TwoTurn, "setup", setup)
+    with pytest.raises(UserError, match="begun with the environments gym, two, math, and here are gym, math"):
+        train(chosen, tmp_path / "run", resume=True, quiet=True)
 
 
 def test_the_same_recipe_gives_the_same_run(recipe: Callable[..., Recipe], tmp_path: Path) -> None:

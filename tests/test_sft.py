@@ -74,6 +74,16 @@ def test_the_last_stage_is_sure_of_its_share_of_the_time(tmp_path: Path) -> None
     assert second["held_out_loss"] < first["held_out_loss"], "it goes on from where the first one ended"
 
 
+def test_an_optional_env_that_cannot_run_here_is_left_out(tmp_path: Path) -> None:
+    nowhere = ["envs.nowhere.id=two_turn_env:Nowhere", "envs.nowhere.optional=true"]
+    report = sft(recipe("sft.stop.max_minutes=0.01", *nowhere), tmp_path / "model", quiet=True)
+    assert report["left_out"] == {"nowhere": "it needs a jail"}
+    assert report["demonstrations"] == 300
+    alone = resolve(SftRecipe, {"envs": {"nowhere": {"id": "two_turn_env:Nowhere", "optional": True}}})
+    with pytest.raises(UserError, match="no environment is left: nowhere: it needs a jail"):
+        sft(alone, tmp_path / "none", quiet=True)
+
+
 def test_it_refuses_a_folder_that_is_in_use(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("x")
     with pytest.raises(UserError, match="is not empty"):

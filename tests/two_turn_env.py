@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 
 from k2rl import Env, SingleTurnEnv, Split, Task, UnicodeText, Verdict
+from k2rl.errors import UnavailableError
 
 
 class TwoTurn(Env):
@@ -67,6 +68,17 @@ class Empty(SingleTurnEnv):
 
     def tasks(self, split: Split, seed: int) -> Iterable[Task]:
         return []
+
+
+class Nowhere(Broken):
+    """No machine can run it."""
+
+    def __init__(self, setup_only: bool = False) -> None:
+        if not setup_only:
+            raise UnavailableError("it needs a jail")
+
+    def setup(self) -> None:
+        raise UnavailableError("it needs a jail")
 
 
 class Overlapping(SingleTurnEnv):
