@@ -1,0 +1,212 @@
+"""A program's tests as jobs for jails, and what a job's output says about each test.
+
+All calls of a program are one job, all its test scripts one, each stdin/stdout test one. Everything here is on the
+trusted side: it sees expected values, and of a program only bytes.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from k2rl.protocols import CallTest, Limits, ProgramTest, ScriptTest, StdioTest
+from k2rl.sandbox.canonical import canonical
+from k2rl.sandbox.compare import same_output
+from k2rl.sandbox.processes import Child, file_of
+from k2rl.types import Verdict
+
+
+@dataclass(frozen=True)
+class Finding:
+    passed: bool
+    detail: str = ""
+    syntax: bool = False
+
+
+def jobs_of(program: str, tests: Sequence[ProgramTest]) -> list[Job]:
+    """The jobs that find out about all tests.
+
+    Raises:
+        ValueError: no tests, or an expected value or arguments that are no literal.
+    """
+    if not tests:
+        raise ValueError("a program without tests has no verdict")
+    calls = {i: t for i, t in enumerate(tests) if isinstance(t, CallTest)}
+    scripts = {i: t for i, t in enumerate(tests) if isinstance(t, ScriptTest)}
+    jobs: list[Job] = []
+    if calls:
+        jobs.append(CallsJob(program, calls))
+    if scripts:
+        jobs.append(ScriptsJob(program, scripts))
+    return jobs + [StdioJob(program, i, t) for i, t in enumerate(tests) if isinstance(t, StdioTest)]
+
+
+class CallsJob:
+    """One jail; what each call returned leaves it as canonical bytes and is compared here."""
+
+    def __init__(self, program: str, tests: dict[int, CallTest]) -> None:
+        for test in tests.values():
+            _canonical(test.expected)
+            if not isinstance(ast.literal_eval(test.args), tuple):
+                raise ValueError(f"args must be the source of a tuple, got {_short(test.args)}")
+        self.tests = tests
+        self.order = sorted(tests)
+        # A program must not know the call it answers by its number. Keyed, so that its verdict is always the same.
+        key = hashlib.blake2b(repr((program, tests)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        random.Random(key).shuffle(self.order)
+        self.job = {"kind": "calls", "program": program, "calls": [(tests[i].fn, tests[i].args) for i in self.order]}
+
+    def children(self) -> list[Child]:
+        read, write = os.pipe()
+        return [Child([_null(), _null(), _null(), _job(self.job), write], [read])]
+
+    def judge(self, children: Sequence[Child], limits: Limits) -> dict[int, Finding]:
+        (child,) = children
+        (data,) = child.output.values()
+        return self.findings(frames_of(bytes(data)), child.status == 0, _ending(child, limits))
+
+    def findings(self, frames: list[tuple[bytes, bytes]] | None, clean: bool, ending: str) -> dict[int, Finding]:
+        """What the frames say; `clean`: the process ended as it should, else `ending` tells why it did."""
+        if frames is None or len(frames) > len(self.order):
+            return dict.fromkeys(self.order, Finding(False, "the program wrote among its results"))
+        if frames and frames[0][0] in (b"x", b"s"):
+            return dict.fromkeys(self.order, Finding(False, printable(frames[0][1]), frames[0][0] == b"s"))
+        found = {i: self._finding(self.tests[i], *frame) for i, frame in zip(self.order, frames, strict=False)}
+        if clean and len(found) == len(self.order):
+            return found
+        # A program that ends early, or is ended, has answered nothing properly.
+        return dict.fromkeys(self.order, Finding(False, ending)) | {i: f for i, f in found.items() if not f.passed}
+
+    def _finding(self, test: CallTest, mark: bytes, content: bytes) -> Finding:
+        call = test.fn + _short(test.args)
+        if mark != b"v":
+            return Finding(False, f"{call}: {printable(content)}")
+        passed = content == _canonical(test.expected)
+        return Finding(passed, "" if passed else f"{call} is not {_short(test.expected)}")
+
+
+class StdioJob:
+    """One jail; its output is compared here."""
+
+    def __init__(self, program: str, index: int, test: StdioTest) -> None:
+        self.index, self.test = index, test
+        self.job = {"kind": "script", "program": program}
+
+    def children(self) -> list[Child]:
+        out, out_write = os.pipe()
+        result, result_write = os.pipe()
+        stdin = file_of(self.test.stdin.encode("utf-8", "surrogateescape"))
+        return [Child([stdin, out_write, _null(), _job(self.job), result_write], [out, result])]
+
+    def judge(self, children: Sequence[Child], limits: Limits) -> dict[int, Finding]:
+        (child,) = children
+        printed, said = (bytes(data) for data in child.output.values())
+        frames = frames_of(said) or []
+        if child.status != 0:
+            syntax = bool(frames) and frames[0][0] == b"s"
+            return {self.index: Finding(False, printable(frames[0][1]) if frames else _ending(child, limits), syntax)}
+        if same_output(printed, self.test.stdout.encode("utf-8", "surrogateescape")):
+            return {self.index: Finding(True)}
+        return {
+            self.index: Finding(False, f"printed {printable(printed[:100])!r} on stdin {_short(self.test.stdin)!r}")
+        }
+
+
+class ScriptsJob:
+    """Two jails: the tests in one, the program in the other, a pipe each way between them."""
+
+    def __init__(self, program: str, tests: dict[int, ScriptTest]) -> None:
+        self.order = sorted(tests)
+        fns = sorted({fn for t in tests.values() for fn in t.fns})
+        self.tests_job = {"kind": "tests", "sources": [tests[i].source for i in self.order], "fns": fns}
+        self.program_job = {"kind": "serve", "program": program}
+
+    def children(self) -> list[Child]:
+        asks, ask = os.pipe()
+        answers, answer = os.pipe()
+        read, write = os.pipe()
+        tests = Child([_null(), _null(), _null(), _job(self.tests_job), write, answers, ask], [read])
+        program = Child([_null(), _null(), _null(), _job(self.program_job), answer, asks])
+        return [tests, program]
+
+    def judge(self, children: Sequence[Child], limits: Limits) -> dict[int, Finding]:
+        tests, program = children
+        (data,) = tests.output.values()
+        frames = frames_of(bytes(data)) or []
+        if frames and frames[0][0] == b"x":
+            detail = printable(frames[0][1])
+            return dict.fromkeys(self.order, Finding(False, detail, detail.startswith("SyntaxError")))
+        ended = Finding(False, _ending(program if program.status else tests, limits))
+        found = dict.fromkeys(self.order, ended)
+        for i, (mark, content) in zip(self.order, frames, strict=False):
+            found[i] = Finding(mark == b"p", printable(content))
+        return found
+
+
+Job = CallsJob | StdioJob | ScriptsJob
+
+
+def verdict_of(findings: Sequence[Finding]) -> Verdict:
+    failed = [f for f in findings if not f.passed]
+    if not failed:
+        return Verdict.of(True)
+    if failed[0].syntax:
+        return Verdict.malformed(failed[0].detail)
+    return Verdict.of(False, f"{len(failed)} of {len(findings)} tests failed: {failed[0].detail}")
+
+
+def _ending(child: Child, limits: Limits) -> str:
+    """Why a program that gave no result ended."""
+    if child.overflow:
+        return f"more than {limits.output_bytes} bytes of output"
+    if child.late:
+        return f"not done after {limits.wall_s:g} s"
+    if child.cpu_s >= limits.cpu_s or (
+        child.status == -9 and child.cpu_s > limits.cpu_s - 0.1
+    ):  # clocks differ a little
+        return f"more than {limits.cpu_s:g} s of processor time"
+    if child.status is not None and child.status < 0:
+        return f"ended by signal {-child.status}"
+    return f"the program ended itself (exit code {child.status})"
+
+
+def frames_of(data: bytes) -> list[tuple[bytes, bytes]] | None:
+    """The frames in a child's result; None if it is ill-formed."""
+    frames, at = [], 0
+    while at < len(data):
+        end = at + 5 + int.from_bytes(data[at + 1 : at + 5], "big")
+        if len(data) < end:
+            return None
+        frames.append((data[at : at + 1], data[at + 5 : end]))
+        at = end
+    return frames
+
+
+def _null() -> int:
+    return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def _job(job: dict[str, Any]) -> int:
+    return file_of(json.dumps(job).encode())
+
+
+def printable(data: bytes) -> str:
+    """Words of a program, safe to print."""
+    text = data.decode("utf-8", "replace")[:300]
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@lru_cache(4096)
+def _canonical(literal: str) -> bytes:
+    return canonical(ast.literal_eval(literal))

@@ -1,0 +1,180 @@
+"""Untrusted programs run on this machine, in jails; their verdicts are found outside."""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from k2rl.errors import UnavailableError
+from k2rl.protocols import DEFAULT_LIMITS, CallTest, Limits, Outcome, ProgramTest
+from k2rl.sandbox import canaries
+from k2rl.sandbox.jobs import CallsJob, Finding, Job, jobs_of, printable, verdict_of
+from k2rl.sandbox.processes import Child, Zygote, ZygoteError
+from k2rl.sandbox.zygote import FAILED
+from k2rl.types import Status, Verdict
+
+LEVELS = ("full", "landlock")
+
+_CONTROL = ("def f(x):\n    return x + 1", (CallTest("f", "(1,)", "2"),))
+
+
+class LocalSandbox:
+    """Jails on this machine.
+
+    Calls are compared outside the jail, by canonical bytes, in a shuffled order; test scripts run in a second jail and
+    reach the program by remote calls. A program never shares a process with an expected value.
+
+    Args:
+        level: `full`, `landlock` or `unsafe` (see `jail.py`); None takes the best of the first two that stops every
+            attack of `canaries.py`.
+        workers: programs at a time; default the number of cores.
+
+    Raises:
+        UnavailableError: no such level can be had on this machine; says why.
+    """
+
+    def __init__(self, level: str | None = None, workers: int | None = None) -> None:
+        self.level, first = _best_level(level)
+        cores = len(os.sched_getaffinity(0))
+        self._idle: queue.LifoQueue[Zygote | None] = queue.LifoQueue()
+        for _ in range((workers or cores) - 1):
+            self._idle.put(None)
+        self._idle.put(first)
+        self.workers = workers or cores
+        self.restarts = 0
+
+    def run(self, program: str, tests: Sequence[ProgramTest], limits: Limits = DEFAULT_LIMITS) -> Outcome:
+        """See `protocols.Sandbox`.
+
+        Raises:
+            ValueError: no tests, or an expected value that is no literal.
+        """
+        jobs = jobs_of(program, tests)
+        started = time.perf_counter()
+        with self._slot() as slot:
+            try:
+                findings, cpu_s = self._attempt(slot, jobs, limits)
+            except _JailError as first:
+                # Whose doing is it? If the control program passes and this one fails again, it is the program's.
+                try:
+                    self._attempt(slot, jobs_of(*_CONTROL), limits)
+                except _JailError as error:
+                    verdict = Verdict.failure(
+                        Status.INFRA_ERROR, f"the sandbox fails, also on a control program: {error}"
+                    )
+                    return Outcome(verdict, (), 0.0, time.perf_counter() - started)
+                try:
+                    findings, cpu_s = self._attempt(slot, jobs, limits)
+                except _JailError:
+                    verdict = Verdict.malformed(f"on this program the sandbox fails, twice: {first}")
+                    return Outcome(verdict, (False,) * len(tests), 0.0, time.perf_counter() - started)
+        wall_s = time.perf_counter() - started
+        return Outcome(verdict_of(findings), tuple(f.passed for f in findings), cpu_s, wall_s)
+
+    def close(self) -> None:
+        """End the fork servers; a later run starts others."""
+        for _ in range(self.workers):
+            zygote = self._idle.get()
+            if zygote is not None:
+                zygote.close()
+            self._idle.put(None)
+
+    @contextmanager
+    def _slot(self) -> Iterator[_Slot]:
+        slot = _Slot(self.level, self._idle.get())
+        try:
+            yield slot
+        finally:
+            self.restarts += slot.restarts
+            self._idle.put(slot.zygote)
+
+    def _attempt(self, slot: _Slot, jobs: Sequence[Job], limits: Limits) -> tuple[list[Finding], float]:
+        findings: dict[int, Finding] = {}
+        cpu_s = 0.0
+        for job in jobs:
+            children = slot.run(job, limits)
+            findings |= job.judge(children, limits)
+            cpu_s += sum(c.cpu_s for c in children)
+        return [findings[i] for i in sorted(findings)], cpu_s
+
+
+class _JailError(Exception):
+    """The jail failed; the message says how."""
+
+
+@dataclass
+class _Slot:
+    """A place where one program runs at a time: a zygote, or none yet."""
+
+    level: str
+    zygote: Zygote | None
+    restarts: int = 0
+
+    def run(self, job: Job, limits: Limits) -> list[Child]:
+        """The job's children, ended.
+
+        Raises:
+            _JailError: the zygote died or could not jail the child.
+        """
+        if self.zygote is None:
+            try:
+                self.zygote = Zygote(self.level)
+            except (ZygoteError, OSError) as error:
+                raise _JailError(str(error)) from None
+        children = job.children()
+        try:
+            self.zygote.run(children, limits)
+        except ZygoteError as error:
+            self.zygote.close()
+            self.zygote = None
+            self.restarts += 1
+            raise _JailError(str(error)) from None
+        finally:
+            for child in children:
+                for fd in child.reads:
+                    os.close(fd)
+        for child in children:
+            said = b"".join(child.output.values())
+            if child.status == FAILED and said[:1] in (b"", b"j"):
+                raise _JailError(printable(said[5:]) or "a child could not be jailed")
+        return children
+
+
+def _best_level(wanted: str | None) -> tuple[str, Zygote]:
+    """A level whose jail stops every canary, and a first fork server at it."""
+    if wanted not in (None, "unsafe", *LEVELS):
+        raise ValueError(f"no sandbox level {wanted!r}: full, landlock, unsafe")
+    reasons = []
+    for level in LEVELS if wanted is None else (wanted,):
+        zygote, reason = try_level(level)
+        if zygote is not None:
+            return level, zygote
+        reasons.append(f"{level}: {reason}")
+    raise UnavailableError(
+        "no jail for untrusted programs on this machine (" + "; ".join(reasons) + "): run code environments elsewhere "
+        "(`k2rl sandbox serve` there, args.sandbox=http://host:port here), or accept the risk with args.sandbox=unsafe"
+    )
+
+
+def try_level(level: str) -> tuple[Zygote | None, str]:
+    """A fork server at this level, or why there is none."""
+    try:
+        zygote = Zygote(level)
+    except (ZygoteError, OSError) as error:
+        return None, str(error)
+    slot = _Slot(level, zygote)
+    for canary in canaries.of(level):
+        job = CallsJob(canary.program, {0: CallTest("attack", "()", repr(canaries.STOPPED))})
+        try:
+            children = slot.run(job, canaries.LIMITS)
+        except _JailError as error:
+            return None, f"{canary.name}: {error}"
+        finding = job.judge(children, canaries.LIMITS)[0]
+        if not finding.passed:
+            zygote.close()
+            return None, f"the probe '{canary.name}' got through ({finding.detail})"
+    return zygote, ""
