@@ -39,7 +39,7 @@ MISSES = np.array([0.45, 0.3, 0.25])
 class CountdownGame:
     """Generated countdown puzzles; the gold answer searches aloud before it hits."""
 
-    def __init__(self, level: Levels, instruction: str | None) -> None:
+    def __init__(self, level: Levels = 3, instruction: str | None = None) -> None:
         self.shares = level_shares(level, LEVELS)
         self.instruction = INSTRUCTION if instruction is None else instruction
         self.reward = Countdown()

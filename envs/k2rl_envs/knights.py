@@ -25,16 +25,15 @@ class Knights:
 
     def __init__(
         self,
-        data: str | None,
-        test_data: str | None,
-        fields: Mapping[str, str] | None,
-        test_share: float | None,
-        instruction: str | None,
+        data: str | None = None,
+        test_data: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        test_share: float = TEST_SHARE,
+        instruction: str | None = None,
     ) -> None:
         if data is None:
             raise UserError("game knights needs data: a .parquet or .jsonl file with quiz, names and solution")
-        share = TEST_SHARE if test_share is None else test_share
-        self.rows = load_splits(data, test_data, field_map(fields, self.fields), share)
+        self.rows = load_splits(data, test_data, field_map(fields, self.fields), test_share)
         self.instruction = INSTRUCTION if instruction is None else instruction
         self.reward = KnightsAndKnaves()
         for rows in self.rows.values():

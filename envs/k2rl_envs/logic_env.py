@@ -5,12 +5,13 @@
     envs.logic: {id: logic, args: {game: knights, data: 3ppl.parquet}}
     envs.logic: {id: logic, args: {game: "reasoning_gym:sudoku", config: {min_empty: 20, max_empty: 30}}}
 
-Each game is a small class with `tasks`, `verify` and `gold`; `LogicEnv` picks one.
+Each game is a small class with `tasks`, `verify` and `gold`; `GAMES` is the table of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from k2rl.env import SingleTurnEnv
@@ -23,8 +24,6 @@ from k2rl_envs.levels import Levels
 from k2rl_envs.reasoning_gym_tasks import ReasoningGym
 from k2rl_envs.twenty_four import TwentyFour
 
-GAMES = ("countdown", "24", "knights", "reasoning_gym:<data set>")
-
 
 class Game(Protocol):
     def tasks(self, split: Split, seed: int) -> Iterable[Task]: ...
@@ -32,6 +31,25 @@ class Game(Protocol):
     def verify(self, task: Task, response: str) -> Verdict: ...
 
     def gold(self, task: Task) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A game: what makes it, and which of `LogicEnv`'s arguments have an effect on it besides `instruction`.
+
+    `make` gets those of them that are set, by name, and first what follows the colon in the game's name.
+    """
+
+    make: Callable[..., Game]
+    arguments: tuple[str, ...] = ()
+
+
+GAMES: dict[str, Entry] = {
+    "countdown": Entry(CountdownGame, ("level",)),
+    "24": Entry(TwentyFour),
+    "knights": Entry(Knights, ("data", "test_data", "fields", "test_share")),
+    "reasoning_gym:<data set>": Entry(ReasoningGym, ("config",)),
+}
 
 
 class LogicEnv(SingleTurnEnv):
@@ -63,24 +81,20 @@ class LogicEnv(SingleTurnEnv):
         instruction: str | None = None,
     ) -> None:
         name, _, data_set = str(game).partition(":")
-        rows = {"data": data, "test_data": test_data, "fields": fields, "test_share": test_share}
-        if name != "countdown":
-            refuse(f"game {game}", level=level)
-        if name != "knights":
-            refuse(f"game {game}", **rows)
-        if name != "reasoning_gym":
-            refuse(f"game {game}", config=config)
-        self.game: Game
-        if game == "countdown":
-            self.game = CountdownGame(3 if level is None else level, instruction)
-        elif str(game) == "24":
-            self.game = TwentyFour(instruction)
-        elif game == "knights":
-            self.game = Knights(data, test_data, fields, test_share, instruction)
-        elif data_set and name == "reasoning_gym":
-            self.game = ReasoningGym(data_set, config or {}, instruction)
-        else:
+        entry = GAMES.get(f"{name}:<data set>" if data_set else name)
+        if entry is None:
             raise UserError(f"unknown game {game!r}{did_you_mean(str(game), GAMES)}: allowed are {', '.join(GAMES)}")
+        given = {
+            "level": level,
+            "data": data,
+            "test_data": test_data,
+            "fields": fields,
+            "test_share": test_share,
+            "config": config,
+        }
+        refuse(f"game {game}", **{k: v for k, v in given.items() if k not in entry.arguments})
+        used = {k: v for k, v in given.items() if v is not None}
+        self.game = entry.make(*([data_set] if data_set else []), **used, instruction=instruction)
 
     def tasks(self, split: Split, seed: int) -> Iterable[Task]:
         return self.game.tasks(split, seed)

@@ -40,8 +40,8 @@ class ReasoningGym:
     most_skipped = 1_000
     """Items of the other split in a row after which a narrow data set is taken to have none of this one."""
 
-    def __init__(self, data_set: str, config: Mapping[str, Any], instruction: str | None) -> None:
-        self.name, self.config = data_set, dict(config)
+    def __init__(self, data_set: str, config: Mapping[str, Any] | None = None, instruction: str | None = None) -> None:
+        self.name, self.config = data_set, dict(config or {})
         self.instruction = INSTRUCTION if instruction is None else instruction
         for key in ("seed", "size"):
             if key in self.config:

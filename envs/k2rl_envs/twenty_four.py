@@ -19,7 +19,7 @@ class TwentyFour:
     Hands are split as countdown puzzles are, so that the same hand is never training here and test there.
     """
 
-    def __init__(self, instruction: str | None) -> None:
+    def __init__(self, instruction: str | None = None) -> None:
         self.instruction = INSTRUCTION if instruction is None else instruction
         self.reward = Countdown()
 
