@@ -69,6 +69,26 @@ def test_a_scorer_that_accepts_anything_is_replaced() -> None:
         assert env.verify(task, f"#### {task.answer} {other}").score == 0.0
 
 
+# Their scorers search the answer for what they want; the last one's walks through anything.
+@pytest.mark.parametrize("name", ["gsm_symbolic", "knights_knaves", "kakurasu", "survo", "time_intervals", "sokoban"])
+def test_gold_among_other_words_is_wrong(name: str) -> None:
+    env = LogicEnv(f"reasoning_gym:{name}")
+    noise = "lorem ipsum dolor sit amet"
+    for task in take(env, 3):
+        for form in ("{1} {0} {1}", "{1}\n{0}\n{1}", "#### {1} {0} {1}", "#### {0} {1}", "#### {0} {0}"):
+            assert env.verify(task, form.format(task.answer, noise)).score == 0.0, form
+        assert env.verify(task, gold(env, task)).score == 1.0
+
+
+def test_a_coin_flips_probability_is_compared_as_a_number() -> None:
+    env = LogicEnv("reasoning_gym:coin_flip")
+    for task in take(env, 6):
+        answer = str(task.answer)
+        assert env.verify(task, f"#### {answer}").score == 1.0
+        for other in ("0", answer[:2], answer[:3], f"{answer}/2", "1e-99", "0.", "-0", "9" * 40):
+            assert env.verify(task, f"#### {other}").score == 0.0, (answer, other)
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +16,11 @@ from k2rl_rewards.grader import GraderProcess
 # An answer that is never right. A scorer that accepts it (`game_of_life_halting` compares the truth values of
 # two strings) judges nothing: the gold answer's own text is then the only right one.
 NONSENSE = "qqqqqqqq"
+
+# The gold answer among words that don't belong there. A scorer that accepts one of these searches the answer for
+# what it wants; then an answer of more words than the gold one is wrong, or listing candidates would pay.
+_WORDS = " ".join([NONSENSE] * 10)
+PADDED = (f"{_WORDS} {{0}} {_WORDS}", f"{_WORDS}\n{{0}}\n{_WORDS}", f"{{0}} {_WORDS}", f"{{0}}\n{_WORDS}", "{0} {0}")
 
 # Data sets whose scorer evaluates the answer as Python (`eval`) or with sympy (which does as well).
 EVALUATING = frozenset(
@@ -97,12 +104,31 @@ def gym_scorer() -> Callable[[str, Mapping[str, Any], Any, str], float]:
 
     def score(name: str, config: Mapping[str, Any], packed: Any, answer: str) -> float:
         data_set, entry = made(name, json.dumps(config, sort_keys=True)), unpack(packed)
-        with contextlib.suppress(Exception):
-            if entry["answer"] is not None and data_set.score_answer(NONSENSE, entry) == 1.0:
-                return float(answer == entry["answer"])
+        gold = entry["answer"]
+
+        def accepts(candidate: str) -> bool:
+            with contextlib.suppress(Exception):
+                return bool(data_set.score_answer(candidate, entry) == 1.0)
+            return False
+
+        if name == "coin_flip":
+            return float(_same_probability(answer, gold))
+        if gold is not None and accepts(NONSENSE):
+            return float(answer == gold)
+        wordy = gold is not None and len(answer.split()) > len(gold.split())
+        if wordy and any(accepts(form.format(gold)) for form in PADDED):
+            return 0.0
         return float(data_set.score_answer(answer, entry))
 
     return score
+
+
+def _same_probability(answer: str, gold: str) -> bool:
+    """coin_flip's own scorer pays in full for any beginning of the right digits ("0" for 0.27), and for 0 where the
+    probability is small."""
+    if not re.fullmatch(r"\d{1,15}/[1-9]\d{0,14}|\d{0,15}\.?\d{1,15}(?:e-\d\d?)?", answer, re.ASCII):
+        return False
+    return math.isclose(Fraction(answer), Fraction(gold), rel_tol=1e-3)
 
 
 scorer = GraderProcess("k2rl_envs.reasoning_gym_scorer:gym_scorer")
