@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gymnasium.utils.env_checker import check_env
 from k2rl_envs.countdown_solver import solve
-from k2rl_envs.logic_env import LogicEnv
+from k2rl_envs.logic_env import GAMES, LogicEnv
 from k2rl_rewards.countdown import evaluate
-from tasks_contract import check_tasks, gold, take
+from tasks_contract import check_answers, check_tasks, gold, take
 
 from k2rl.errors import UserError
 from k2rl.types import Status
@@ -39,6 +42,15 @@ def test_countdown_gold_does_not_depend_on_name_or_instruction() -> None:
     bare, told = LogicEnv(level=3, instruction=""), LogicEnv(level=3, instruction="Please.")
     assert [bare.gold(t) for t in take(bare, 50)] == [told.gold(t) for t in take(told, 50)]
     assert take(told, 1)[0].prompt == f"{take(bare, 1)[0].prompt}\nPlease."
+
+
+@pytest.mark.parametrize(("level", "count"), [(1, 3), (2, 4), (3, 4)])
+def test_levels_of_twenty_four(level: int, count: int) -> None:
+    env = LogicEnv(24, level=level)
+    tasks = check_tasks(env, 20)
+    check_answers(env, tasks)
+    assert {len(t.reference["numbers"]) for t in tasks} == {count}
+    assert {t.tags for t in tasks} == {("24", f"level-{level}")}
 
 
 def test_twenty_four() -> None:
@@ -99,13 +111,54 @@ def test_knights_from_json_lines(tmp_path: Path) -> None:
         ({"game": "reasoning_gym:sudoku", "config": {"min_empty": -1}}, "refuses this config of sudoku"),
         ({"game": "reasoning_gym:sudoku", "config": {"seed": 1}}, "config.seed"),
         ({"game": "countdown", "level": 9}, "unknown level 9"),
-        ({"game": "24", "level": 1}, "level has no effect"),
+        ({"game": "reasoning_gym:sudoku", "level": 1}, "level has no effect"),
+        ({"game": "sudoku:9"}, "unknown game"),
+        ({"game": "sudoku", "level": 6}, "allowed are 1, 2, 3, 4, 5"),
         ({"game": "countdown", "data": "x.jsonl"}, "data has no effect"),
         ({"game": "countdown", "config": {"x": 1}}, "config has no effect"),
-        ({"game": "knights"}, "needs data"),
+        ({"game": "knights", "test_share": 0.2}, "test_share has no effect with game knights without data"),
+        ({"game": "knights", "data": "x.jsonl", "level": 1}, "level has no effect with game knights with data"),
     ],
 )
 def test_bad_arguments_are_the_users_error(arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError) as caught:
         LogicEnv(**arguments)
     assert told in str(caught.value)
+
+
+FINGERPRINT = """
+from itertools import islice
+from k2rl.types import content_hash
+from k2rl_envs.logic_env import GAMES, LogicEnv
+for name in GAMES:
+    if ":" not in name:
+        env = LogicEnv(name, level=[1, 2, 3])
+        tasks = [t for split in ("train", "test") for t in islice(env.tasks(split, 5), 12)]
+        print(name, content_hash([[t.to_json(), t.id, env.gold(t)] for t in tasks]))
+"""
+
+
+def test_tasks_are_the_same_in_every_process() -> None:
+    def printed(hash_seed: str) -> str:
+        command = [sys.executable, "-c", FINGERPRINT]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    first = printed("1")
+    assert len(first.splitlines()) == len(GAMES) - 1
+    assert printed("2") == first
+
+
+@pytest.mark.parametrize("game", [name for name in GAMES if ":" not in name])
+def test_an_instruction_of_the_users_changes_no_puzzle(game: str) -> None:
+    bare, told = (LogicEnv(game, level=1, instruction=text) for text in ("", "Please."))
+    for a, b in zip(take(bare, 20), take(told, 20), strict=True):
+        assert b.prompt == f"{a.prompt}\nPlease."
+        assert (a.answer, a.reference) == (b.answer, b.reference)
+        assert bare.gold(a) == told.gold(b)
+        assert bare.verify(a, str(a.prompt)).score == 0.0
+
+
+def test_the_table_of_games_names_them_all() -> None:
+    assert LogicEnv.__doc__
+    assert [name for name in GAMES if f"| `{name}`" in LogicEnv.__doc__] == list(GAMES)

@@ -2,6 +2,7 @@
 
     envs.logic: {id: logic, args: {game: countdown, level: [2, 3]}}
     envs.logic: {id: logic, args: {game: "24"}}
+    envs.logic: {id: logic, args: {game: sudoku, level: {1: 0.7, 2: 0.3}}}
     envs.logic: {id: logic, args: {game: knights, data: 3ppl.parquet}}
     envs.logic: {id: logic, args: {game: "reasoning_gym:sudoku", config: {min_empty: 20, max_empty: 30}}}
 
@@ -19,9 +20,14 @@ from k2rl.errors import UserError, did_you_mean
 from k2rl.types import Split, Task, Verdict
 from k2rl_envs.arguments import refuse
 from k2rl_envs.countdown import CountdownGame
-from k2rl_envs.knights import Knights
+from k2rl_envs.cross_table import CrossTableGame
+from k2rl_envs.cryptarithm import CryptarithmGame
+from k2rl_envs.knights import knights_and_knaves
 from k2rl_envs.levels import Levels
+from k2rl_envs.morse import MorseGame
+from k2rl_envs.multi_hop import MultiHopGame
 from k2rl_envs.reasoning_gym_tasks import ReasoningGym
+from k2rl_envs.sudoku import SudokuGame
 from k2rl_envs.twenty_four import TwentyFour
 
 
@@ -46,20 +52,41 @@ class Entry:
 
 GAMES: dict[str, Entry] = {
     "countdown": Entry(CountdownGame, ("level",)),
-    "24": Entry(TwentyFour),
-    "knights": Entry(Knights, ("data", "test_data", "fields", "test_share")),
+    "24": Entry(TwentyFour, ("level",)),
+    "sudoku": Entry(SudokuGame, ("level",)),
+    "cryptarithm": Entry(CryptarithmGame, ("level",)),
+    "morse": Entry(MorseGame, ("level",)),
+    "multi_hop": Entry(MultiHopGame, ("level",)),
+    "cross_table": Entry(CrossTableGame, ("level",)),
+    "knights": Entry(knights_and_knaves, ("level", "data", "test_data", "fields", "test_share")),
     "reasoning_gym:<data set>": Entry(ReasoningGym, ("config",)),
 }
 
 
 class LogicEnv(SingleTurnEnv):
-    """Logic puzzles.
+    """Logic puzzles. What the levels of a game are is told at the top of its file.
+
+    | game          | levels (default)  | what is asked                                   | the answer                |
+    |---------------|-------------------|-------------------------------------------------|---------------------------|
+    | `countdown`   | 1-5 (3)           | make a target of two to four numbers            | `#### (3+4)*2`            |
+    | `24`          | 1-3 (3)           | make 24 of three or four numbers                | `#### (3+3)*4`            |
+    | `sudoku`      | 1-5 (2)           | fill a grid, 4 x 4 to 9 x 9                     | `####`, the rows below it |
+    | `cryptarithm` | 1-5 (2)           | digits for the letters of a sum                 | `#### A=1, B=2`           |
+    | `morse`       | 1-5 (2)           | decode three letters, up to four words          | `#### PINE CABIN`         |
+    | `multi_hop`   | 1-5 (2)           | follow facts to two people, add what they own   | `#### 109`                |
+    | `cross_table` | 1-5 (2)           | look up in two or three tables, add up          | `#### 942`                |
+    | `knights`     | 1-5 (2), or rows  | who tells the truth?                            | `#### Ann is a knight, …` |
+    | `reasoning_gym:<data set>` | its `config` | over a hundred data sets of that package | `<answer>…</answer>`      |
+
+    Where several answers are right (countdown, 24, Sudoku, cryptarithm), each of them is. There is no partial credit.
+    The answer is read where it is marked, and only there: `k2rl_rewards.puzzle.marked_answer`; the file of
+    reasoning_gym says its own rule.
 
     Args:
-        game: "countdown", "24", "knights" or "reasoning_gym:<data set>".
-        level: for countdown: a level, a list of levels (equal shares) or level -> share; default 3.
-        data, test_data, fields, test_share: for knights: a file of puzzles, as in `MathEnv`; the fields are
-            prompt, names and solution.
+        game: a name of the table.
+        level: a level, a list of levels (equal shares) or level -> share.
+        data, test_data, fields, test_share: for knights: a file of puzzles instead of generated ones, as in
+            `MathEnv`; the fields are prompt, names and solution.
         config: for reasoning_gym: the data set's own options, without seed and size.
         instruction: a line appended to every prompt; None: the game's own; "" appends nothing.
 

@@ -1,8 +1,16 @@
-"""The game of 24: combine four numbers from 1 to 13 to make 24."""
+"""The game of 24: combine a hand of numbers from 1 to 13 to make 24.
+
+Levels (numbers in the hand, the largest):
+
+    1  three up to 13
+    2  four up to 8
+    3  four up to 13
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import combinations_with_replacement
 
 from k2rl_rewards.countdown import Countdown
@@ -11,27 +19,25 @@ from k2rl import rng
 from k2rl.types import Split, Task, Verdict
 from k2rl_envs.countdown import INSTRUCTION, combine_prompt
 from k2rl_envs.countdown_solver import solve
+from k2rl_envs.levels import Levels, level_shares, mixed
+
+LEVELS = {1: (3, 13), 2: (4, 8), 3: (4, 13)}
 
 
 class TwentyFour:
-    """Every solvable hand of four numbers from 1 to 13, once, in an order and arrangement fixed by the seed.
+    """Every solvable hand of a level, once, in an order and arrangement fixed by the seed.
 
     Hands are split as countdown puzzles are, so that the same hand is never training here and test there.
     """
 
-    def __init__(self, instruction: str | None = None) -> None:
+    def __init__(self, level: Levels = 3, instruction: str | None = None) -> None:
+        self.shares = level_shares(level, LEVELS)
         self.instruction = INSTRUCTION if instruction is None else instruction
         self.reward = Countdown()
 
-    def tasks(self, split: Split, seed: int) -> Iterator[Task]:
-        draw = rng.generator("24", split, seed)
-        hands = list(combinations_with_replacement(range(1, 14), 4))
-        for i in draw.permutation(len(hands)):
-            hand = hands[int(i)]
-            numbers = [hand[int(j)] for j in draw.permutation(4)]
-            if rng.in_test_split("countdown", *hand, 24) == (split == "test") and solve(hand, 24):
-                prompt = combine_prompt(numbers, 24, self.instruction)
-                yield Task(prompt, reference={"numbers": numbers, "target": 24}, budget=128, tags=("24",))
+    def tasks(self, split: Split, seed: int) -> Iterable[Task]:
+        streams = {n: map(partial(self._task, n), hands(n, split, seed)) for n in self.shares}
+        return mixed(streams, self.shares, "24", split, seed)
 
     def verify(self, task: Task, response: str) -> Verdict:
         return self.reward(response, task.reference)
@@ -39,3 +45,20 @@ class TwentyFour:
     def gold(self, task: Task) -> str | None:
         solution = solve(tuple(sorted(task.reference["numbers"])), 24)
         return f"#### {solution}" if solution else None
+
+    def _task(self, level: int, numbers: list[int]) -> Task:
+        prompt = combine_prompt(numbers, 24, self.instruction)
+        tags = ("24", f"level-{level}")
+        return Task(prompt, reference={"numbers": numbers, "target": 24}, budget=128, tags=tags)
+
+
+def hands(level: int, split: Split, seed: int) -> Iterator[list[int]]:
+    """The solvable hands of one level and split."""
+    count, largest = LEVELS[level]
+    draw = rng.generator("24", split, seed)
+    sorted_hands = list(combinations_with_replacement(range(1, largest + 1), count))
+    for i in draw.permutation(len(sorted_hands)):
+        hand = sorted_hands[int(i)]
+        numbers = [hand[int(j)] for j in draw.permutation(count)]
+        if rng.in_test_split("countdown", *hand, 24) == (split == "test") and solve(hand, 24):
+            yield numbers
