@@ -29,6 +29,14 @@ app = typer.Typer(
 )
 env_app = typer.Typer(help="List environments, or start a new one.", no_args_is_help=True)
 app.add_typer(env_app, name="env")
+sandbox_app = typer.Typer(help="Run untrusted programs for others.", no_args_is_help=True)
+app.add_typer(sandbox_app, name="sandbox")
+
+
+@sandbox_app.callback()
+def _sandbox() -> None:
+    """A group with one command keeps its name."""
+
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped name (see `k2rl recipes`), or the path of a .yaml.")
@@ -243,6 +251,29 @@ def env_new(
         print(f"wrote {path}")
     print(f"test it:      {created.test_command}")
     print(f"train on it:  {created.train_command}")
+
+
+@sandbox_app.command("serve")
+def sandbox_serve(
+    host: Annotated[str, typer.Option(help="Other than this machine's own needs K2RL_SANDBOX_TOKEN.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    workers: Annotated[int | None, typer.Option(min=1, help="Programs at a time  [default: the cores]")] = None,
+) -> None:
+    """Serve this machine's jails by HTTP, for args.sandbox=http://host:port elsewhere."""
+    import os
+
+    from k2rl.sandbox.local import LocalSandbox
+    from k2rl.sandbox.server import make_server
+
+    sandbox = LocalSandbox(workers=workers)
+    try:
+        server = make_server(sandbox, host, port, os.environ.get("K2RL_SANDBOX_TOKEN"))
+        place = f"http://{host}:{server.server_address[1]}"
+        print(f"level {sandbox.level}, {sandbox.workers} programs at a time, at {place}; Ctrl-C ends it", flush=True)
+        with server:
+            server.serve_forever()
+    finally:
+        sandbox.close()
 
 
 @app.command()

@@ -35,7 +35,7 @@ class Check:
 
 def examine() -> list[Check]:
     """All checks, what must work first."""
-    return [*_packages(), *_machine(), _device(), *_files(), *_environments(), *_extras()]
+    return [*_packages(), *_machine(), _device(), *_files(), _sandbox(), *_environments(), *_extras()]
 
 
 def describe_envs() -> list[dict[str, str]]:
@@ -131,6 +131,23 @@ def _files() -> Iterator[Check]:
     yield Check("nano model", *(("ok", found) if weights.is_file() else ("broken", found, "reinstall k2rl")))
     shipped = assets.recipes()
     yield Check("recipes", *(("ok", ", ".join(shipped)) if shipped else ("broken", "none", "reinstall k2rl")))
+
+
+def _sandbox() -> Check:
+    """The level at which programs that nobody trusts can be run here, found by attacking it."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return Check(
+            "sandbox", "optional", "none: jails need Linux on x86-64", "use one elsewhere: args.sandbox=http://…"
+        )
+    from k2rl.sandbox.local import report
+
+    found = report()
+    level = next((name for name, reason in found.items() if not reason), None)
+    reasons = "; ".join(f"no {name}: {reason}" for name, reason in found.items() if reason)
+    if level is None:
+        fix = "allow user namespaces or Landlock, or use a sandbox elsewhere: args.sandbox=http://…"
+        return Check("sandbox", "optional", f"none ({reasons})", fix)
+    return Check("sandbox", "ok", f"{level} ({reasons or 'every probe stopped'})")
 
 
 def _environments() -> Iterator[Check]:

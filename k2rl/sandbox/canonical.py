@@ -29,8 +29,9 @@ def canonical(value: object) -> bytes:
     for kind, encode in _ENCODERS:
         if isinstance(value, kind):
             return encode(value)
-    if hasattr(value, "as_integer_ratio"):  # fractions and decimals, which compare equal to numbers
-        over, under = value.as_integer_ratio()
+    ratio = getattr(type(value), "as_integer_ratio", None)
+    if ratio is not None:  # fractions and decimals, which compare equal to numbers
+        over, under = ratio(value)
         return _ratio(int(over), int(under))
     raise NoLiteralError(f"a value of type {type(value).__name__} can't be compared outside the program")
 

@@ -128,7 +128,6 @@ def _tests(job: dict[str, Any]) -> int:
     fns = frozenset(job["fns"])
     scope: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
     for source in job["sources"]:
-        before = peer.calls
         try:
             tree = ast.parse(source)
             _bind(tree, scope, fns, theirs, lambda name: peer.ask("name", name))
@@ -136,7 +135,7 @@ def _tests(job: dict[str, Any]) -> int:
             mark, content = b"p", b""
         except BaseException as error:
             mark, content = b"f", _said(error)
-        if peer.calls == before and mark == b"p" and "assert" in source:
+        if not peer.calls and mark == b"p" and "assert" in source:
             mark, content = b"f", b"the test called nothing of the program"
         _write(mark, content)
     return 0

@@ -74,6 +74,8 @@ class CallsJob:
 
     def findings(self, frames: list[tuple[bytes, bytes]] | None, clean: bool, ending: str) -> dict[int, Finding]:
         """What the frames say; `clean`: the process ended as it should, else `ending` tells why it did."""
+        if frames is None and not clean:
+            return dict.fromkeys(self.order, Finding(False, ending))
         if frames is None or len(frames) > len(self.order):
             return dict.fromkeys(self.order, Finding(False, "the program wrote among its results"))
         if frames and frames[0][0] in (b"x", b"s"):

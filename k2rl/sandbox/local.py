@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import queue
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from k2rl.types import Status, Verdict
 
 LEVELS = ("full", "landlock")
 
+_ELSEWHERE = "run programs elsewhere (`k2rl sandbox serve` there, args.sandbox=http://host:port here)"
 _CONTROL = ("def f(x):\n    return x + 1", (CallTest("f", "(1,)", "2"),))
 
 
@@ -148,6 +150,10 @@ def _best_level(wanted: str | None) -> tuple[str, Zygote]:
     """A level whose jail stops every canary, and a first fork server at it."""
     if wanted not in (None, "unsafe", *LEVELS):
         raise ValueError(f"no sandbox level {wanted!r}: full, landlock, unsafe")
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise UnavailableError(
+            "no jail for untrusted programs on this machine: it needs Linux on x86-64; " + _ELSEWHERE
+        )
     reasons = []
     for level in LEVELS if wanted is None else (wanted,):
         zygote, reason = try_level(level)
@@ -155,9 +161,20 @@ def _best_level(wanted: str | None) -> tuple[str, Zygote]:
             return level, zygote
         reasons.append(f"{level}: {reason}")
     raise UnavailableError(
-        "no jail for untrusted programs on this machine (" + "; ".join(reasons) + "): run code environments elsewhere "
-        "(`k2rl sandbox serve` there, args.sandbox=http://host:port here), or accept the risk with args.sandbox=unsafe"
+        f"no jail for untrusted programs on this machine ({'; '.join(reasons)}): {_ELSEWHERE}, or accept the risk with "
+        "args.sandbox=unsafe"
     )
+
+
+def report() -> dict[str, str]:
+    """Level -> why this machine does not have it; empty where it does. The first it has is what `local` takes."""
+    found = {}
+    for level in LEVELS:
+        zygote, found[level] = try_level(level)
+        if zygote is not None:
+            zygote.close()
+            break
+    return found
 
 
 def try_level(level: str) -> tuple[Zygote | None, str]:

@@ -50,6 +50,8 @@ class RemoteSandbox:
         wait = limits.wall_s * (len(tests) + 2) + _QUEUE_S
         try:
             return outcome_from_json(_ask(f"{self.url}/run", job_to_json(program, tests, limits), wait))
+        except UserError:
+            raise
         except (_HttpError, LookupError, TypeError, ValueError) as error:
             return _failed(f"the sandbox at {self.url}: {error}", started)
 

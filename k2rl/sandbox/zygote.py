@@ -41,7 +41,7 @@ def main(level: str) -> None:
         jail = Jail(level)
         jail.enter()
     except Exception as error:
-        control.send(f"{error}"[:500].encode())
+        control.send(str(getattr(error, "strerror", None) or error)[:500].encode())
         return
     if level == "full" and (inner := os.fork()):
         control.close()
@@ -113,6 +113,7 @@ def _become_child(jail: Jail, caps: Caps, fds: list[int]) -> NoReturn:
         except Exception as error:
             os.write(child.RESULT, child.frame(b"j", str(error).encode()))
             os._exit(FAILED)
+        code = 1
         gc.enable()
         code = child.run()
     finally:
