@@ -11,7 +11,7 @@ import pytest
 from k2rl_envs.logic_env import LogicEnv
 from k2rl_envs.reasoning_gym_scorer import EVALUATING, pack, unpack, unsafe
 from k2rl_rewards.grader import GraderError
-from tasks_contract import check_tasks, gold, take
+from tasks_contract import NOISE, check_tasks, gold, take
 
 from k2rl.types import Status
 
@@ -44,7 +44,11 @@ def test_most_data_sets_of_reasoning_gym_work() -> None:
         assert json.loads(json.dumps(task.to_json())) == task.to_json()
         for junk in ("", "qqq", str(task.prompt)):
             assert env.verify(task, junk).score == 0.0, (name, junk)
-        if task.answer is not None and env.verify(task, gold(env, task)).score == 1.0:
+        if task.answer is None:
+            continue
+        for form in ("{1} {0} {1}", "{1}\n{0}\n{1}", "#### {1} {0} {1}", "#### {0} {1}"):
+            assert env.verify(task, form.format(task.answer, NOISE)).score == 0.0, (name, form)
+        if env.verify(task, gold(env, task)).score == 1.0:
             passed.add(name)
     assert len(passed) >= 90
 
@@ -73,10 +77,9 @@ def test_a_scorer_that_accepts_anything_is_replaced() -> None:
 @pytest.mark.parametrize("name", ["gsm_symbolic", "knights_knaves", "kakurasu", "survo", "time_intervals", "sokoban"])
 def test_gold_among_other_words_is_wrong(name: str) -> None:
     env = LogicEnv(f"reasoning_gym:{name}")
-    noise = "lorem ipsum dolor sit amet"
     for task in take(env, 3):
         for form in ("{1} {0} {1}", "{1}\n{0}\n{1}", "#### {1} {0} {1}", "#### {0} {1}", "#### {0} {0}"):
-            assert env.verify(task, form.format(task.answer, noise)).score == 0.0, form
+            assert env.verify(task, form.format(task.answer, NOISE)).score == 0.0, form
         assert env.verify(task, gold(env, task)).score == 1.0
 
 
