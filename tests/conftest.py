@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from k2rl import scratch
+from k2rl.errors import UnavailableError
 from k2rl.models import save_policy
+from k2rl.protocols import Sandbox
 from k2rl.recipe import ScratchConfig
+from k2rl.sandbox import connect
 
 REPOSITORY = Path(__file__).parent.parent
 TEXTS = ["Compute 12*3+4", "12*3=36 36+4=40 #### 40", "Use 3 8 14 to make 38", "Reverse: abc", "hello world"]
@@ -24,6 +27,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real data in ../shared/data is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def jail() -> Sandbox:
+    """The sandbox of this machine; tests that run programs are skipped where there is none."""
+    try:
+        return connect("local")
+    except UnavailableError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
