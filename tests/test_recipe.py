@@ -197,7 +197,7 @@ def test_a_folder_does_not_hide_a_shipped_recipe(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", sorted(assets.recipes()))
 def test_every_shipped_recipe_loads_and_says_what_it_is(name: str) -> None:
     # What a recipe leaves to its user has the value ???, and the comment on top names it.
-    blanks = {"gsm8k": ["model.path=some/model", "envs.gsm8k.args.data=some.jsonl"]}.get(name, [])
+    blanks = [f"envs.{name}.args.data=some.jsonl", "model.path=some/model"] if name in ("gsm8k", "mbpp") else []
     sft = name.endswith("_sft")
     loaded = recipe.load(SftRecipe, name, blanks) if sft else recipe.load(Recipe, name, blanks)
     assert loaded.envs

@@ -20,7 +20,7 @@ from k2rl.env import SingleTurnEnv
 from k2rl.errors import UserError, did_you_mean
 from k2rl.types import Split, Task, Verdict
 from k2rl_envs import arithmetic
-from k2rl_envs.arguments import refuse, with_instruction
+from k2rl_envs.arguments import refuse, style_shares, with_instruction
 from k2rl_envs.levels import Levels, level_shares, mixed
 from k2rl_envs.rows import TEST_SHARE, Row, field_map, load_splits, shuffled
 
@@ -71,7 +71,7 @@ class MathEnv(SingleTurnEnv):
             refuse("generated problems (no data)", test_data=test_data, fields=fields, test_share=test_share)
             self.shares = level_shares(3 if level is None else level, arithmetic.LEVELS)
             self.kinds = _kinds(kinds)
-            self.styles = _styles(styles)
+            self.styles = style_shares(styles, STYLES)
             return
         refuse("data rows", level=level, kinds=kinds, styles=styles)
         columns = field_map(fields, FIELDS)
@@ -123,20 +123,6 @@ def _kinds(kinds: Sequence[str] | None) -> frozenset[str]:
         if kind not in KINDS:
             raise UserError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS)}: allowed are {', '.join(KINDS)}")
     return chosen
-
-
-def _styles(styles: Mapping[str, float] | None) -> list[float]:
-    """The share of each of `STYLES`, summing to 1."""
-    given = {"worked": 1.0} if styles is None else styles
-    for style, share in given.items():
-        if style not in STYLES:
-            raise UserError(f"unknown style {style!r}{did_you_mean(style, STYLES)}: allowed are {', '.join(STYLES)}")
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
-            raise UserError(f"the share of style {style} must be 0 or more, got {share!r}")
-    total = math.fsum(given.values())
-    if not total:
-        raise UserError("the shares of all styles are 0")
-    return [given.get(style, 0.0) / total for style in STYLES]
 
 
 def _answer(row: Row) -> tuple[str, str | None]:

@@ -7,14 +7,16 @@ joins two columns with a space. What is wrong with a file is told by file, line 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from k2rl import rng
 from k2rl.errors import UserError, did_you_mean
 from k2rl.types import Split
+
+T = TypeVar("T")
 
 TEST_SHARE = 0.1
 
@@ -47,23 +49,35 @@ def field_map(given: Mapping[str, str] | None, default: Mapping[str, str]) -> di
     return {**default, **(given or {})}
 
 
-def read_rows(path: str | Path, fields: Mapping[str, str]) -> list[Row]:
-    """The rows of a file with the fields of the map.
+def read_rows(path: str | Path, fields: Mapping[str, str], optional: Collection[str] = ()) -> list[Row]:
+    """The rows of a file with the fields of the map; a row may lack the `optional` ones.
 
     Raises:
         UserError: no such file, an unknown kind of file, one that can't be read or is empty, a row without
             one of the fields, a prompt that is no text.
     """
+    return [_row(place, record, fields, optional) for place, record in _records(path)]
+
+
+def columns(path: str | Path) -> list[str]:
+    """The columns of a file's first row that hold something. Raises `UserError` as `read_rows` does."""
+    place, record = next(_records(path))
+    return [name for name, value in _mapping(place, record).items() if value is not None]
+
+
+def _records(path: str | Path) -> Iterator[tuple[str, object]]:
+    """The place and the content of every row."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"no data file {path} (looked in {Path.cwd()})")
     readers = {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet}
     if path.suffix not in readers:
         raise UserError(f"{path}: can't read {path.suffix or 'a file without suffix'}: use {', '.join(readers)}")
-    rows = [_row(f"{path}, {where}", record, fields) for where, record in readers[path.suffix](path)]
-    if not rows:
+    place = ""
+    for place, record in readers[path.suffix](path):
+        yield f"{path}, {place}", record
+    if not place:
         raise UserError(f"{path} holds no rows")
-    return rows
 
 
 def load_splits(
@@ -71,21 +85,24 @@ def load_splits(
     test_data: str | Path | None,
     fields: Mapping[str, str],
     test_share: float = TEST_SHARE,
+    optional: Collection[str] = (),
+    same: Callable[[Row], object] | None = None,
 ) -> dict[Split, list[Row]]:
     """Train and test rows in file order, no prompt twice, and none on both sides.
 
     With `test_data` that file is the test split, and training rows with a prompt of it are dropped. Without,
-    a hash of the prompt decides (of the prompt alone, so that its duplicates fall on one side).
+    a hash of the prompt decides (of the prompt alone, so that its duplicates fall on one side). `same` says what rows
+    that are the same have in common, where that is more than the prompt.
 
     Raises:
         UserError: as `read_rows`; a share outside (0, 1); a side that is left without rows.
     """
     if not 0.0 < test_share < 1.0:
         raise UserError(f"test_share must lie between 0 and 1, got {test_share!r}")
-    rows = _distinct(read_rows(data, fields))
+    rows = _distinct(read_rows(data, fields, optional), same or _prompt_key)
     splits: dict[Split, list[Row]]
     if test_data is not None:
-        test = _distinct(read_rows(test_data, fields))
+        test = _distinct(read_rows(test_data, fields, optional), same or _prompt_key)
         held_out = {_prompt_key(r) for r in test}
         splits = {"train": [r for r in rows if _prompt_key(r) not in held_out], "test": test}
         if not splits["train"]:
@@ -104,8 +121,8 @@ def load_splits(
     return splits
 
 
-def shuffled(rows: list[Row], split: Split, seed: int) -> Iterator[Row]:
-    """The rows in an order fixed by split and seed."""
+def shuffled(rows: Sequence[T], split: Split, seed: int) -> Iterator[T]:
+    """The rows (or what was made of them) in an order fixed by split and seed."""
     for i in rng.generator("rows", split, seed).permutation(len(rows)):
         yield rows[int(i)]
 
@@ -114,16 +131,23 @@ def _prompt_key(row: Row) -> str:
     return " ".join(row.prompt.split())
 
 
-def _distinct(rows: Iterable[Row]) -> list[Row]:
-    return list({_prompt_key(r): r for r in reversed(list(rows))}.values())[::-1]
+def _distinct(rows: Iterable[Row], same: Callable[[Row], object]) -> list[Row]:
+    return list({same(r): r for r in reversed(list(rows))}.values())[::-1]
 
 
-def _row(place: str, record: object, fields: Mapping[str, str]) -> Row:
+def _mapping(place: str, record: object) -> Mapping[str, Any]:
     if not isinstance(record, Mapping):
         raise UserError(f"{place}: a row must be an object of fields, got {type(record).__name__}")
+    return record
+
+
+def _row(place: str, record: object, fields: Mapping[str, str], optional: Collection[str]) -> Row:
+    record = _mapping(place, record)
     values = {}
     for name, column in fields.items():
         parts = [column] if column in record else [c.strip() for c in column.split("+")]
+        if name in optional and any(record.get(part) is None for part in parts):
+            continue
         for part in parts:
             if record.get(part) is None:
                 known = [str(k) for k, v in record.items() if v is not None]
