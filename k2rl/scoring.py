@@ -14,7 +14,13 @@ from k2rl import budget
 from k2rl.errors import RunError, UserError
 from k2rl.losses import Objective
 from k2rl.recipe import EnvSpec
-from k2rl.types import End, Group, Rollout, ScoredGroup, Status, Verdict, mean
+from k2rl.types import FAILURES, End, Group, Rollout, ScoredGroup, Status, Verdict, mean
+
+_REMEDIES = {
+    Status.TIMEOUT: "Give that call a time limit in the environment (or raise run.stuck_s)",
+    Status.VERIFIER_ERROR: "Mend the environment or its verifier (`k2rl env check` tries them out)",
+    Status.INFRA_ERROR: "Look after what the environment runs on (`k2rl doctor` shows this machine)",
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ def score(
     """Rewards and advantages of an iteration's groups.
 
     Raises:
-        RunError: more than `max_failure_rate` of the rollouts have no verdict; names the commonest cause.
+        RunError: too many rollouts have no verdict (see `check_failures`).
     """
     scored = []
     for group in groups:
@@ -86,17 +92,39 @@ def _from_return(rollout: Rollout, spec: EnvSpec) -> Verdict:
 
 
 def check_failures(rollouts: Sequence[Rollout], max_failure_rate: float) -> None:
-    """Raise `RunError` when more than this share of the rollouts has no verdict."""
-    failed = [r.verdict for r in rollouts if r.verdict is not None and not r.verdict.scored]
-    if len(failed) <= max_failure_rate * len(rollouts):
-        return
-    counts = Counter(v.status for v in failed)
-    commonest = counts.most_common(1)[0][0]
-    example = next(v.detail for v in failed if v.status is commonest)
-    raise RunError(
-        f"{len(failed)} of {len(rollouts)} rollouts have no verdict (run.max_failure_rate={max_failure_rate}): "
-        + ", ".join(f"{n} {s}" for s, n in counts.most_common())
-        + f"; for example: {example}"
+    """Stop where a grader or a machine fails too often to train on what is left.
+
+    Raises:
+        RunError: more than `max_failure_rate` of all rollouts have no verdict, or of one environment's (one that fails
+            always may be a small part of the mixture), unless those are all of one task, which may be to blame itself.
+    """
+    by_env: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        by_env.setdefault(rollout.task.env, []).append(rollout)
+    for name, own in by_env.items():
+        failed = _without_verdict(own)
+        if len(failed) > max_failure_rate * len(own) and len({r.task.id for r in failed}) > 1:
+            raise RunError(_failures(f"env {name}: ", own, max_failure_rate))
+    if len(_without_verdict(rollouts)) > max_failure_rate * len(rollouts):
+        raise RunError(_failures("", rollouts, max_failure_rate))
+
+
+def _without_verdict(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    return [r for r in rollouts if r.verdict is not None and r.verdict.status in FAILURES]
+
+
+def _failures(of: str, rollouts: Sequence[Rollout], allowed: float) -> str:
+    """One line: how many, of which causes, the commonest one's example, and what to do about it."""
+    failed = _without_verdict(rollouts)
+    counts = Counter((r.task.env, r.verdict.status) for r in failed if r.verdict)
+    (env, status), _ = counts.most_common(1)[0]
+    example = next(r for r in failed if r.task.env == env and r.verdict and r.verdict.status is status)
+    assert example.verdict is not None
+    causes = ", ".join(f"{n} {cause}" + ("" if of else f" of env {name}") for (name, cause), n in counts.most_common())
+    return (
+        f"{of}{len(failed)} of {len(rollouts)} rollouts ({len(failed) / len(rollouts):.0%}) have no verdict: {causes}; "
+        f"run.max_failure_rate={allowed:g} allows {allowed:.0%}. For example {status} of task {example.task.id}: "
+        f"{example.verdict.detail}. {_REMEDIES[status]}, or raise run.max_failure_rate"
     )
 
 
@@ -115,7 +143,7 @@ def _metrics(groups: Sequence[Group], scored: Sequence[ScoredGroup], specs: Mapp
         metrics[f"even_groups/{name}"] = mean([float(len(set(g.rewards)) == 1) for g in own]) if own else 0.0
         metrics[f"temperature/{name}"] = mean([s.temperature for r in rollouts for s in r.segments if s.logprobs])
     statuses = Counter(r.verdict.status for g in groups for r in g.rollouts if r.verdict is not None)
-    for status in (Status.TIMEOUT, Status.VERIFIER_ERROR, Status.INFRA_ERROR):
+    for status in FAILURES:
         metrics[f"errors/{status}"] = float(statuses[status])
     metrics["errors/groups_dropped"] = float(len(groups) - len(scored))
     return metrics

@@ -104,6 +104,7 @@ class Status(StrEnum):
 
 
 SCORED = frozenset({Status.CORRECT, Status.WRONG, Status.MALFORMED})
+FAILURES = (Status.TIMEOUT, Status.VERIFIER_ERROR, Status.INFRA_ERROR)
 
 
 @dataclass(frozen=True)

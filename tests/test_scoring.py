@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from k2rl.budget import BudgetConfig
 from k2rl.errors import RunError, UserError
 from k2rl.losses.k2 import K2
 from k2rl.recipe import EnvSpec
-from k2rl.scoring import correct, reward, score
+from k2rl.scoring import check_failures, correct, reward, score
 from k2rl.types import End, Group, Rollout, Segment, Status, Task, Verdict
 
 TASK = Task("p", env="e")
@@ -56,8 +58,21 @@ def test_failures_leave_the_group_and_small_groups_are_dropped() -> None:
 
 def test_too_many_failures_stop_the_run_with_the_cause() -> None:
     group = Group(TASK, (rollout(Verdict.of(True)), rollout(FAILED), rollout(FAILED)))
-    with pytest.raises(RunError, match=r"2 of 3 rollouts have no verdict .*2 timeout; for example: 5 s were over"):
+    with pytest.raises(RunError) as caught:
         score([group], SPECS, K2(), max_failure_rate=0.5)
+    line = str(caught.value)
+    assert line.startswith("2 of 3 rollouts (67%) have no verdict: 2 timeout of env e; run.max_failure_rate=0.5 allows")
+    assert f"For example timeout of task {TASK.id}: 5 s were over. Give that call a time limit" in line
+
+
+def test_one_environment_that_keeps_failing_stops_the_run_however_small_its_part() -> None:
+    """One of its tasks alone does not: that one may be to blame."""
+    good = [replace(rollout(Verdict.of(True)), task=replace(TASK, env="good"))] * 20
+    bad = [replace(rollout(FAILED), task=replace(TASK, env="bad", reference={"n": n})) for n in (1, 2)]
+    check_failures([*good, bad[0], bad[0]], 0.2)
+    with pytest.raises(RunError, match=r"^env bad: 2 of 2 rollouts \(100%\) have no verdict: 2 timeout; "):
+        check_failures([*good, *bad], 0.2)
+    check_failures([*good, *bad], 1.0)
 
 
 def test_a_pending_verdict_needs_a_critic() -> None:
