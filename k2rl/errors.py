@@ -55,10 +55,13 @@ def failed(what: str, error: Exception) -> UserError:
     return UserError(f"{what} failed: {type(error).__name__}: {first_line}{at}")
 
 
-def own_frame(error: Exception) -> traceback.FrameSummary:
+def own_frame(error: BaseException) -> traceback.FrameSummary:
     """Where a caught error was raised: the innermost frame outside of libraries and k2rl, or the innermost of all."""
     frames = traceback.extract_tb(error.__traceback__)
+    return ([f for f in frames if not foreign(f.filename)] or frames)[-1]
+
+
+def foreign(filename: str) -> bool:
+    """Whether a source file belongs to Python, to an installed library or to k2rl: not where its user would look."""
     libraries = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-    foreign = (*libraries, str(Path(__file__).parent) + os.sep, "<frozen")
-    own = [f for f in frames if not f.filename.startswith(foreign)]
-    return (own or frames)[-1]
+    return filename.startswith((*libraries, str(Path(__file__).parent) + os.sep, "<frozen"))

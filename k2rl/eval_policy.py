@@ -15,7 +15,7 @@ from k2rl.errors import UserError
 from k2rl.models import Policy, load_policy
 from k2rl.progress import bar
 from k2rl.protocols import Sampler
-from k2rl.recipe import EnvSpec, ModelConfig
+from k2rl.recipe import EnvSpec, ModelConfig, RunConfig
 from k2rl.rollout import RolloutDriver, multi_turn
 from k2rl.samplers.torch_sampler import TorchSampler
 from k2rl.scoring import correct
@@ -134,15 +134,19 @@ def evaluate(
     split: Split = "test",
     quiet: bool = False,
     slots: int = 256,
+    run: RunConfig | None = None,
 ) -> dict[str, Any]:
     """Load a model and measure it, sampled and greedy: the report behind `k2rl eval`.
 
+    Of `run` (None: the defaults) only what concerns stuck environments counts.
+
     Raises:
         UserError: k larger than `samples`, or anything wrong with the model or the environments.
+        RunError: an environment's calls get stuck.
     """
     samples = max(k, 1 if temperature == 0 else 4) if samples is None else samples
     check_sampling(n, k, samples, temperature)
-    pool_of_envs = EnvPool(envs, workers=2)
+    pool_of_envs = EnvPool(envs, workers=2, run=run)
     try:
         policy = load_policy(model)
         sampler = TorchSampler(policy.model, policy.chat.pad_id, slots)
@@ -182,7 +186,8 @@ def held_out(policy: Policy, envs: EnvPool, seed: int, count: int, split: Split 
     for name, env in envs.templates.items():
         if multi_turn({name: env}):
             policy.chat.check_turns()
-        tasks = pool(name, env, split, seed, count)
+        with envs.watchdog.watching(f"tasks() of env {name}"):
+            tasks = pool(name, env, split, seed, count)
         found[name] = fitting(tasks, tokens_needed(policy, envs), policy.context).tasks
     return found
 

@@ -23,7 +23,7 @@ from k2rl.recipe import Recipe
 from k2rl.runlog import RunLog, writing
 from k2rl.scoring import score
 from k2rl.setup import Parts, build, evaluation, summary_of
-from k2rl.types import Group, Task, mean
+from k2rl.types import FAILURES, Group, Task, mean
 
 
 class Run:
@@ -59,6 +59,7 @@ class Run:
             parts.sampler.publish(parts.trainer.named_tensors(), iteration)
         metrics = {"iteration": iteration, **scored.metrics, **_averages(stats)}
         metrics["errors/groups_restarted"] = float(len(again))
+        metrics |= {f"errors/slow_calls/{env}": float(n) for env, n in parts.envs.watchdog.take_slow().items()}
         tokens = sum(r.policy_tokens for g in groups for r in g.rollouts)
         total = time.perf_counter() - started
         metrics |= {f"time/{k}": v for k, v in self.times.items()} | {"time/iteration": total}
@@ -170,5 +171,5 @@ def _status(metrics: dict[str, float], curriculum: Curriculum) -> str:
         for name in curriculum.pools
         if f"success/{name}" in metrics
     ]
-    errors = int(sum(v for k, v in metrics.items() if k.startswith("errors/") and k != "errors/groups_dropped"))
+    errors = int(sum(metrics[f"errors/{status}"] for status in FAILURES))
     return "  ".join([*parts, f"{metrics['perf/tokens_per_s']:.0f} tok/s", *([f"{errors} errors"] if errors else [])])

@@ -58,7 +58,11 @@ class RunConfig:
     """`iterations` of RL; checkpoints every so many of them; `checkpoints_kept` newest stay.
 
     `eval_tasks` held-out tasks per env are evaluated before and after, and every `eval_every` iterations (0: not).
-    `max_failure_rate`: the run stops when a larger share of an iteration's rollouts has no verdict.
+    `max_failure_rate`: the run stops when a larger share of an iteration's rollouts has no verdict, or of one
+    environment's rollouts (if they are not all of one task).
+
+    An environment's call (reset, step) that takes longer than `patience_s` seconds is named on stderr, with the place
+    where it is; one longer than `stuck_s` is given up, and its rollout has the verdict `timeout`.
     """
 
     iterations: int = 100
@@ -67,6 +71,8 @@ class RunConfig:
     eval_tasks: int = 200
     eval_every: int = 0
     max_failure_rate: float = 0.2
+    patience_s: float = 60.0
+    stuck_s: float = 300.0
     threads: int | None = None
 
 

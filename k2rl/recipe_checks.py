@@ -134,6 +134,11 @@ def _train_problems(recipe: Recipe) -> list[str]:
         found.append("critic.enabled is true: this version has no critic; set it to false")
     if not 0 < rollout.pause_share <= 1:
         found.append(f"rollout.pause_share is {rollout.pause_share}: it lies in (0, 1]")
+    if not 0 < run.patience_s <= run.stuck_s < math.inf:
+        found.append(
+            f"run.patience_s is {run.patience_s} and run.stuck_s is {run.stuck_s}: both are above 0, and patience_s is "
+            "not the larger one"
+        )
     if not 0 <= run.max_failure_rate <= 1:
         found.append(f"run.max_failure_rate is {run.max_failure_rate}: it lies in [0, 1]")
     if trainer.updates_per_iteration > rollout.tasks:

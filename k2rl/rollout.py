@@ -7,35 +7,36 @@ keep their segments (with their own log-probs, temperature and policy version) a
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from k2rl import budget, rng
 from k2rl.chat import Chat
 from k2rl.env import Env, single_turn
 from k2rl.envpool import EnvPool
-from k2rl.errors import own_frame
+from k2rl.episodes import Episodes, Stepped
 from k2rl.protocols import Completion, Request, Sampler
 from k2rl.trajectory import PendingGroup, Trajectory
-from k2rl.types import End, Group, Message, Segment, Status, Task, Verdict
+from k2rl.types import End, Group, Segment, Status, Task, Verdict
+from k2rl.watchdog import Call
 
 
 @dataclass(frozen=True)
 class _EnvWork:
-    """What a worker is doing. `awaited`: its answer steers what is sampled next, so it is waited for in order."""
+    """Calls under way on a worker, and who takes their results. `awaited`: the answer steers what is sampled next, so
+    it is waited for in order."""
 
-    future: Future[list[Callable[[], None]]]
+    futures: Sequence[Future[Any]]
+    apply: Callable[[], None]
     awaited: bool
 
-    def apply(self) -> None:
-        for change in self.future.result():
-            change()
+    @property
+    def done(self) -> bool:
+        return all(f.done() for f in self.futures)
 
 
 class RolloutDriver:
@@ -62,6 +63,7 @@ class RolloutDriver:
         purpose: str = "sample",
     ) -> None:
         self.pool, self.sampler, self.chat = pool, sampler, chat
+        self.episodes = Episodes(pool, seed)
         self.seed, self.group_size, self.pause_share = seed, group_size, pause_share
         self.context, self.purpose = context, purpose
         self.pending: list[PendingGroup] = []
@@ -70,6 +72,8 @@ class RolloutDriver:
         self._env_work: list[_EnvWork] = []
         self._requests = 0
         self._groups = 0
+        self._generation = Call("")
+        self._at_envs = False
 
     def collect(
         self,
@@ -95,9 +99,10 @@ class RolloutDriver:
         self._generate([[t] for g in carried for t in g.trajectories if t.end is None])
         for group in fresh:
             self._start(group)
-        while (done := sum(g.finished for g in groups)) < enough:
-            on_progress(done, total)
-            self._advance()
+        with self.pool.watchdog.watching(self._awaited_of_sampler) as self._generation:
+            while (done := sum(g.finished for g in groups)) < enough:
+                on_progress(done, total)
+                self._advance()
         on_progress(done, total)
         self._pause()
         self.pending = [g for g in groups if not g.complete]
@@ -107,24 +112,37 @@ class RolloutDriver:
 
     def _advance(self) -> None:
         """Let the environments' answers in, then the sampler's. Waits only when nothing else can move."""
+        self.pool.give_up()
         waiting, self._env_work = self._env_work, []
         for work in waiting:
-            if self._by_request and not work.awaited and not work.future.done():
+            if self._by_request and not work.awaited and not work.done:
                 self._env_work.append(work)
             else:
-                work.apply()
+                self._finish(work)
         if not self._by_request:
             return
         completions = self.sampler.poll()
-        acting: dict[tuple[str, int], list[Trajectory]] = {}
+        if completions:
+            self._generation.touch()
+        acting = []
         for completion in completions:
             trajectory = self._take(completion)
             if completion.finish == "length":
                 self._end(trajectory, End.BUDGET, Verdict.malformed(f"cut at its budget of {trajectory.limit} tokens"))
             else:
-                acting.setdefault((trajectory.task.env, trajectory.worker), []).append(trajectory)
-        for (name, worker), trajectories in acting.items():
-            self._act(name, worker, trajectories)
+                acting.append(trajectory)
+        self._act(acting)
+
+    def _finish(self, work: _EnvWork) -> None:
+        self._at_envs = True
+        self.pool.wait(*work.futures)
+        self._at_envs = False
+        work.apply()
+        self._generation.touch()
+
+    def _awaited_of_sampler(self) -> str:
+        """What is being waited for, unless it is an environment, whose own calls are named."""
+        return "" if self._at_envs else f"the sampler to finish one of {sum(self._open.values())} samples"
 
     def _take(self, completion: Completion) -> Trajectory:
         """Add a completion's tokens to its trajectory."""
@@ -182,82 +200,60 @@ class RolloutDriver:
 
     def _start(self, group: PendingGroup) -> None:
         """Reset the group's environments on a worker, then ask for their first turn together."""
+        futures = self.episodes.reset(group.trajectories)
 
-        def work() -> list[Callable[[], None]]:
-            started = [self._reset(t) for t in group.trajectories]
+        def apply() -> None:
+            shared: dict[tuple[int, ...], list[Trajectory]] = {}
+            encoded: dict[str, tuple[int, ...]] = {}
+            for trajectory, future in zip(group.trajectories, futures, strict=True):
+                result = self.episodes.result(future, trajectory, "reset")
+                if isinstance(result, Verdict):
+                    self._end(trajectory, End.ERROR, result)
+                    continue
+                key = repr(result.messages)
+                if key not in encoded:
+                    encoded[key] = self.chat.prompt(result.messages)
+                trajectory.prompt_ids = encoded[key]
+                if not self._fits(trajectory):
+                    self._end(trajectory, End.ENV_LIMIT, self._too_long(trajectory))
+                    continue
+                shared.setdefault(encoded[key], []).append(trajectory)
+            self._generate(list(shared.values()))
 
-            def apply() -> None:
-                shared: dict[tuple[int, ...], list[Trajectory]] = {}
-                encoded: dict[str, tuple[int, ...]] = {}
-                for trajectory, result in zip(group.trajectories, started, strict=True):
-                    if isinstance(result, Verdict):
-                        self._end(trajectory, End.ERROR, result)
-                        continue
-                    key = repr(result)
-                    if key not in encoded:
-                        encoded[key] = self.chat.prompt(result)
-                    trajectory.prompt_ids = encoded[key]
-                    if not self._fits(trajectory):
-                        self._end(trajectory, End.ENV_LIMIT, self._too_long(trajectory))
-                        continue
-                    shared.setdefault(encoded[key], []).append(trajectory)
-                self._generate(list(shared.values()))
+        self._env_work.append(_EnvWork(futures, apply, awaited=True))
 
-            return [apply]
-
-        worker = group.trajectories[0].worker
-        self._env_work.append(_EnvWork(self.pool.submit(worker, work), awaited=True))
-
-    def _reset(self, trajectory: Trajectory) -> Sequence[Message] | Verdict:
-        try:
-            trajectory.env = self.pool.spawn(trajectory.worker, trajectory.task.env)
-            observation, info = trajectory.env.reset(
-                seed=rng.key(self.seed, "env", trajectory.task.id) % 2**31, options={"task": trajectory.task}
-            )
-        except Exception as error:
-            return _failure(error, "reset")
-        return _messages(observation, info)
-
-    def _act(self, name: str, worker: int, trajectories: Sequence[Trajectory]) -> None:
-        """Hand finished turns to their environments on a worker."""
+    def _act(self, trajectories: Sequence[Trajectory]) -> None:
+        """Hand finished turns to their environments on their workers."""
         for trajectory in trajectories:
             trajectory.actions.append(self.chat.action(trajectory.said))
             trajectory.said = ()
+        for trajectory, future in zip(trajectories, self.episodes.step(trajectories), strict=True):
+            steers = self.pause_share < 1 or not single_turn(self.pool.templates[trajectory.task.env])
+            self._env_work.append(_EnvWork([future], partial(self._stepped, trajectory, future), awaited=steers))
 
-        def work() -> list[Callable[[], None]]:
-            return [self._step(t) for t in trajectories]
+    def _stepped(self, trajectory: Trajectory, future: Future[Stepped]) -> None:
+        result = self.episodes.result(future, trajectory, "step")
+        if isinstance(result, Verdict):
+            self._end(trajectory, End.ERROR, result)
+        else:
+            self._answered(trajectory, result)
 
-        steers = self.pause_share < 1 or not single_turn(self.pool.templates[name])
-        self._env_work.append(_EnvWork(self.pool.submit(worker, work), awaited=steers))
-
-    def _step(self, trajectory: Trajectory) -> Callable[[], None]:
-        """On a worker: one env step. Returns what to do about it on the loop's thread."""
-        assert trajectory.env is not None
-        try:
-            observation, reward, terminated, truncated, info = trajectory.env.step(trajectory.actions[-1])
-            reward, verdict, messages = float(reward), info.get("verdict"), _messages(observation, info)
-            if not isinstance(verdict, Verdict | None):
-                raise TypeError(f"info['verdict'] is a {type(verdict).__name__}, not a k2rl.Verdict")
-        except Exception as error:  # the rollout boundary: whatever an environment raises is its failure
-            failure = _failure(error, "step")
-            return lambda: self._end(trajectory, End.ERROR, failure)
-
-        def apply() -> None:
-            trajectory.env_return += reward
-            if verdict is not None:
-                trajectory.verdicts.append(verdict)
-            if terminated or truncated:
-                self._end(trajectory, End.ENV_LIMIT if truncated and not terminated else End.STOP, None)
-                return
-            trajectory.segments.append(Segment("env", self.chat.extend(messages)))
-            if trajectory.used >= trajectory.limit:
-                self._end(trajectory, End.BUDGET, Verdict.malformed(f"used its budget of {trajectory.limit} tokens"))
-            elif not self._fits(trajectory):
-                self._end(trajectory, End.ENV_LIMIT, self._too_long(trajectory))
-            else:
-                self._generate([[trajectory]])
-
-        return apply
+    def _answered(self, trajectory: Trajectory, result: Stepped) -> None:
+        """Take in what the environment made of a turn; ask for the next one if there is one."""
+        trajectory.env_return += result.reward
+        if result.verdict is not None:
+            trajectory.verdicts.append(result.verdict)
+        if result.terminated or result.truncated:
+            cut = result.truncated and not result.terminated
+            self._end(trajectory, End.ENV_LIMIT if cut else End.STOP, None)
+            return
+        trajectory.segments.append(Segment("env", self.chat.extend(result.messages)))
+        if trajectory.used >= trajectory.limit:
+            self._end(trajectory, End.BUDGET, Verdict.malformed(f"used its budget of {trajectory.limit} tokens"))
+        elif not self._fits(trajectory):
+            self._end(trajectory, End.ENV_LIMIT, self._too_long(trajectory))
+        else:
+            self._generate([[trajectory]])
 
     def _fits(self, trajectory: Trajectory) -> bool:
         left = trajectory.limit - trajectory.used
@@ -283,56 +279,30 @@ class RolloutDriver:
         while self._env_work:
             waiting, self._env_work = self._env_work, []
             for work in waiting:
-                work.apply()
+                self._finish(work)
         for completion in self.sampler.abort():
             self._take(completion)
 
     def state(self) -> list[dict[str, Any]]:
         """The unfinished groups as JSON."""
-        return [g.to_json() for g in self.pending]
+        with self.pool.watchdog.watching("the snapshots of paused environments"):
+            return [g.to_json() for g in self.pending]
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> list[Task]:
         """Take the unfinished groups back; returns the tasks whose groups must start anew."""
         restart = []
         for saved in state:
-            worker = self._next_worker()
-            revived = [self.pool.submit(worker, partial(self._revive, t, worker)) for t in saved["trajectories"]]
-            trajectories = [t for work in revived if (t := work.result()) is not None]
-            task = Task.from_json(saved["task"])
-            if len(trajectories) < len(revived):
-                restart.append(task)
+            group = PendingGroup.from_json(saved, self._next_worker())
+            states = [t["snapshot"] for t in saved["trajectories"]]
+            paused = [(t, s) for t, s in zip(group.trajectories, states, strict=True) if t.end is None]
+            revived = self.episodes.revive(paused)
+            self.pool.wait(*revived)
+            results = [self.episodes.result(f, t, "restore") for (t, _), f in zip(paused, revived, strict=True)]
+            if any(isinstance(result, Verdict) for result in results):
+                restart.append(group.task)
             else:
-                self.pending.append(PendingGroup(task, trajectories))
+                self.pending.append(group)
         return restart
-
-    def _revive(self, saved: Mapping[str, Any], worker: int) -> Trajectory | None:
-        """On a worker: a trajectory with its environment restored or replayed; None if neither can be."""
-        trajectory = Trajectory.from_json(saved, worker)
-        if trajectory.end is not None:
-            return trajectory
-        env = trajectory.env = self.pool.spawn(worker, trajectory.task.env)
-        if saved["snapshot"] is not None:
-            env.restore(trajectory.task, base64.b64decode(saved["snapshot"]))
-            return trajectory
-        if not env.replayable and trajectory.actions:
-            return None
-        if isinstance(self._reset(trajectory), Verdict):
-            return None
-        for action in trajectory.actions:
-            trajectory.env.step(action)
-        return trajectory
-
-
-def _messages(observation: Any, info: Mapping[str, Any]) -> Sequence[Message]:
-    """What the environment says: `info["messages"]`, else the observation as a user's turn."""
-    messages: Sequence[Message] = info.get("messages") or ({"role": "user", "content": str(observation)},)
-    return messages
-
-
-def _failure(error: Exception, where: str) -> Verdict:
-    frame = own_frame(error)
-    place = f"{frame.name}, line {frame.lineno} of {Path(frame.filename).name}"
-    return Verdict.failure(Status.VERIFIER_ERROR, f"{where} raised {type(error).__name__}: {error} ({place})")
 
 
 def multi_turn(envs: Mapping[str, Env]) -> list[str]:

@@ -65,7 +65,7 @@ def build(recipe: Recipe, goal: Objective | None = None) -> Parts:
     Raises:
         UserError: something the recipe asks for is not there.
     """
-    envs = EnvPool(recipe.envs, recipe.rollout.workers)
+    envs = EnvPool(recipe.envs, recipe.rollout.workers, recipe.run)
     try:
         return _build(recipe, envs, goal or objective(recipe.objective))
     except BaseException:
@@ -123,8 +123,9 @@ def _tasks(recipe: Recipe, envs: EnvPool, policy: Policy) -> tuple[dict[str, lis
     train_tasks, test_tasks = {}, {}
     needed: Callable[[Task], int] = tokens_needed(policy, envs)
     for name, env in envs.templates.items():
-        train = pool(name, env, "train", recipe.seed, recipe.envs[name].pool)
-        test = pool(name, env, "test", 0, recipe.run.eval_tasks) if recipe.run.eval_tasks else []
+        with envs.watchdog.watching(f"tasks() of env {name}"):
+            train = pool(name, env, "train", recipe.seed, recipe.envs[name].pool)
+            test = pool(name, env, "test", 0, recipe.run.eval_tasks) if recipe.run.eval_tasks else []
         disjoint(name, train, test)
         fits = fitting(train, needed, policy.context)
         test_fits = fitting(test, needed, policy.context) if test else Fitting([], 0)
@@ -142,7 +143,8 @@ def _ptx(recipe: Recipe, envs: EnvPool, policy: Policy, tasks: dict[str, list[Ta
     if weight.start == 0 and not weight.end:
         return None
     if recipe.ptx.data == "gold":
-        examples = demonstrations.from_gold(policy.chat, envs.templates, tasks)
+        with envs.watchdog.watching("gold() of the environments"):
+            examples = demonstrations.from_gold(policy.chat, envs.templates, tasks)
     else:
         examples = demonstrations.from_file(policy.chat, Path(recipe.ptx.data))
     longest = max(len(e.ids) for e in examples)

@@ -53,16 +53,18 @@ def sft(recipe: SftRecipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
             pools: dict[Split, dict[str, list[Task]]] = {"train": {}, "test": {}}
             for done, (name, env) in enumerate(envs.templates.items()):
                 show(done, len(envs.templates) + 1, f"making the tasks of {name}")
-                pools["train"][name] = pool(name, env, "train", recipe.seed, recipe.envs[name].pool)
-                pools["test"][name] = pool(name, env, "test", recipe.seed, recipe.sft.held_out)
+                with envs.watchdog.watching(f"tasks() of env {name}"):
+                    pools["train"][name] = pool(name, env, "train", recipe.seed, recipe.envs[name].pool)
+                    pools["test"][name] = pool(name, env, "test", recipe.seed, recipe.sft.held_out)
                 disjoint(name, pools["train"][name], pools["test"][name])
             show(len(envs.templates), len(envs.templates) + 1, "writing the demonstrations")
-            policy = _policy(recipe, envs.templates, pools["train"])
-            train = demonstrations.from_gold(policy.chat, envs.templates, pools["train"])
-            held_out = {
-                name: demonstrations.from_gold(policy.chat, {name: env}, pools["test"])
-                for name, env in envs.templates.items()
-            }
+            with envs.watchdog.watching("gold() of the environments"):
+                policy = _policy(recipe, envs.templates, pools["train"])
+                train = demonstrations.from_gold(policy.chat, envs.templates, pools["train"])
+                held_out = {
+                    name: demonstrations.from_gold(policy.chat, {name: env}, pools["test"])
+                    for name, env in envs.templates.items()
+                }
         _check_lengths([*train, *(e for examples in held_out.values() for e in examples)], policy.context)
         report = _fit(recipe, policy, train, held_out, quiet) | {"left_out": envs.left_out}
     finally:

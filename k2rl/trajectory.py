@@ -24,6 +24,8 @@ class Trajectory:
     """How often its task had been handed out before in the same iteration: copies sample differently."""
     worker: int = 0
     env: Env | None = None
+    generation: int = 0
+    """Which of its worker's threads the environment was made on."""
     prompt_ids: tuple[int, ...] = ()
     segments: list[Segment] = field(default_factory=list)
     said: tuple[int, ...] = ()
@@ -110,3 +112,8 @@ class PendingGroup:
 
     def to_json(self) -> dict[str, Any]:
         return {"task": self.task.to_json(), "trajectories": [t.to_json() for t in self.trajectories]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], worker: int) -> PendingGroup:
+        """As `Trajectory.from_json`, for all of them."""
+        return cls(Task.from_json(data["task"]), [Trajectory.from_json(t, worker) for t in data["trajectories"]])

@@ -13,7 +13,7 @@ from k2rl.envpool import EnvPool
 from k2rl.errors import UserError
 from k2rl.eval_policy import bootstrap, evaluate, held_out, measure, pass_at_k, table
 from k2rl.models import load_policy
-from k2rl.recipe import EnvSpec, ModelConfig
+from k2rl.recipe import EnvSpec, ModelConfig, RunConfig
 from k2rl.samplers.scripted import ScriptedSampler
 
 
@@ -52,6 +52,17 @@ def test_an_environment_that_overflows_the_context_is_not_scored(tiny_folder: Pa
     report = measure(sampler, small, envs, tasks, samples=1, k=1, temperature=1.0, seed=0)
     assert (report["two"]["no_verdict"], report["two"]["n"]) == (3, 0)
     envs.close()
+
+
+def test_an_evaluation_does_not_hang(tiny_folder: Path) -> None:
+    import two_turn_env
+
+    two_turn_env.Stalling.release.clear()
+    envs = {"s": EnvSpec(id="two_turn_env:Stalling")}
+    run = RunConfig(patience_s=0.2, stuck_s=0.5)
+    report = evaluate(ModelConfig(path=str(tiny_folder)), envs, samples=2, temperature=1, quiet=True, run=run)
+    assert (report["envs"]["s"]["n"], report["envs"]["s"]["no_verdict"]) == (3, 2)
+    two_turn_env.Stalling.release.set()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -162,6 +163,56 @@ def test_kill_9_at_a_random_iteration_and_resume_is_identical(
     process.wait()
     subprocess.run([*command, "--resume", "--json"], env=environment, check=True, capture_output=True)
     assert_identical(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_task_that_hangs_is_counted_and_the_run_goes_on(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    import two_turn_env
+
+    two_turn_env.Stalling.release.clear()
+    stall = ["envs.stall.id=two_turn_env:Stalling", "run.patience_s=0.2", "run.stuck_s=0.5", "run.max_failure_rate=1"]
+    train(recipe(*stall, "run.eval_tasks=0", "run.iterations=3", "envs.stall.weight=4"), tmp_path / "run", quiet=True)
+    two_turn_env.Stalling.release.set()
+    rows = metrics(tmp_path / "run")
+    assert len(rows) == 3
+    hit = next(r for r in rows if r["errors/timeout"])
+    assert hit["errors/timeout"] == hit["errors/slow_calls/stall"] == 4
+    assert hit["errors/groups_dropped"] == 1
+    assert 0 <= hit["success/stall"] <= 1
+    calm = [r for r in rows if not r["errors/timeout"]]
+    assert not any("errors/slow_calls/stall" in r for r in calm)
+
+
+HANGING = """import time
+from k2rl import SingleTurnEnv, Task, Verdict
+
+class Hangs(SingleTurnEnv):
+    budget = 8
+    def tasks(self, split, seed):
+        for n in range(9):
+            yield Task(f"{split} {n}")
+    def verify(self, task, response):
+        while True:
+            time.sleep(1e6)
+"""
+
+
+def test_an_env_that_hangs_for_ever_ends_the_process_with_its_name(
+    in_folder: Callable[[str, str], Path], tiny_folder: Path
+) -> None:
+    in_folder("hangs.py", HANGING)
+    in_folder("recipe.yaml", f"model: {{path: {tiny_folder}}}\nenvs: {{h: {{id: 'hangs.py:Hangs'}}}}\n")
+    settings = ["run.eval_tasks=0", "run.patience_s=0.3", "run.stuck_s=1", "run.threads=1"]
+    command = [sys.executable, "-m", "k2rl", "train", "recipe.yaml", "--run-dir", "out", *settings]
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "waiting for the step of env h, task " in done.stderr
+    assert "verify (" in done.stderr
+    assert "gave up on the step of env h, task " in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("run failed: env h: 3 of its last 3 calls of step did not return within run.stuck_s=1 s")
+    assert re.search(r"hangs.py:11\)", last)
+    assert time.monotonic() - started < 60
 
 
 def test_resume_refuses_what_is_not_its_own(recipe: Callable[..., Recipe], tmp_path: Path) -> None:

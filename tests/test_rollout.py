@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from k2rl import envpool
 from k2rl.chat import Chat
 from k2rl.curriculum import pool
 from k2rl.envpool import EnvPool
-from k2rl.protocols import Request
-from k2rl.recipe import EnvSpec
+from k2rl.errors import RunError
+from k2rl.protocols import Completion, Request
+from k2rl.recipe import EnvSpec, RunConfig
 from k2rl.rollout import RolloutDriver
 from k2rl.samplers.scripted import ScriptedSampler
 from k2rl.samplers.torch_sampler import TorchSampler
@@ -206,6 +210,119 @@ def test_what_an_environment_gets_wrong_is_its_failure(
         assert rollout.verdict is not None
         assert rollout.verdict.status is Status.VERIFIER_ERROR
         assert told in rollout.verdict.detail
+    broken.close()
+
+
+@pytest.fixture
+def hanging() -> Iterator[None]:
+    """Calls that hang, until the test is over."""
+    import two_turn_env
+
+    two_turn_env.Hanging.release.clear()
+    yield
+    two_turn_env.Hanging.release.set()
+
+
+def hang_at(chat: Chat, task: str, turn: str, index: int) -> Callable[[Request, int], Sequence[int]]:
+    """Plays TwoTurn right, but for one rollout of one task."""
+    play = doubling(chat)
+
+    def script(request: Request, at: int) -> Sequence[int]:
+        text = chat.tokenizer.decode(list(request.prompt_ids))
+        last = text.rpartition("<|user|>")[2]
+        return say(chat, "x") if f"Say {task}<" in text and last.startswith(turn) and at == index else play(request, at)
+
+    return script
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("replay", [True, False])
+def test_a_stuck_environment_costs_its_own_rollout_only(
+    chat: Chat, hanging: None, capsys: pytest.CaptureFixture[str], workers: int, replay: bool
+) -> None:
+    """The others of its worker go on with a new thread, replayed; what can't be replayed has no verdict."""
+    run = RunConfig(patience_s=0.3, stuck_s=1.0)
+    some = EnvPool({"h": EnvSpec(id=f"{ENVS}:Hanging", args={"replay": replay})}, workers, run)
+    sampler = ScriptedSampler(hang_at(chat, "2", "Say", 1), per_poll=2)
+    groups = driver(some, sampler, chat).collect(tasks(some, "h", 3), 1, lambda _: 1.0)
+    verdicts = {(r.task.prompt, r.k): r.verdict for r in flat(groups)}
+    stuck = verdicts.pop(("Say 2", 1))
+    assert stuck is not None
+    assert stuck.status is Status.TIMEOUT
+    assert "step did not return within 1 s: wait (" in stuck.detail
+    assert "two_turn_env.py:" in stuck.detail
+    statuses = {v.status for v in verdicts.values() if v}
+    assert statuses == ({Status.CORRECT} if replay else {Status.CORRECT, Status.INFRA_ERROR})
+    told = capsys.readouterr().err
+    waited = r"waiting for the step of env h, task \w{16}, rollout 1 for 0 s: wait \(.*, step \(.*two_turn_env.py:\d+\)"
+    assert re.search(waited, told)
+    assert "gave up on the step of env h" in told
+    assert some.watchdog.take_slow() == {"h": 1}
+    some.close()
+
+
+def test_a_stuck_second_turn_ends_as_one_too(chat: Chat, hanging: None) -> None:
+    some = EnvPool({"h": EnvSpec(id=f"{ENVS}:Hanging")}, 1, RunConfig(patience_s=0.3, stuck_s=1.0))
+    groups = driver(some, ScriptedSampler(hang_at(chat, "0", "Double", 0)), chat, group_size=1).collect(
+        tasks(some, "h", 3), 1, lambda _: 1.0
+    )
+    statuses = [r.verdict.status for r in flat(groups) if r.verdict]
+    assert statuses == [Status.TIMEOUT, Status.CORRECT, Status.CORRECT]
+    some.close()
+
+
+def test_paused_rollouts_survive_the_thread_they_were_on(chat: Chat, hanging: None) -> None:
+    """Between two iterations an evaluation gives up on the worker of rollouts that are under way."""
+    some = EnvPool({"h": EnvSpec(id=f"{ENVS}:Hanging")}, 1, RunConfig(patience_s=0.3, stuck_s=1.0))
+    paused = driver(some, ScriptedSampler(doubling(chat), per_poll=1), chat, pause_share=0.4)
+    groups = paused.collect(tasks(some, "h", 2), 1, lambda _: 1.0)
+    assert paused.pending
+    other = driver(some, ScriptedSampler(lambda request, index: say(chat, "x")), chat, group_size=1)
+    other.collect(tasks(some, "h", 1), 1, lambda _: 1.0)
+    assert some.generations == [1]
+    while paused.pending:
+        groups += paused.collect([], 2, lambda _: 1.0)
+    assert {r.verdict.status for r in flat(groups) if r.verdict} == {Status.CORRECT}
+    some.close()
+
+
+def test_an_environment_that_always_hangs_stops_the_run(
+    chat: Chat, hanging: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(envpool, "_CLOSE_S", 0.1)
+    some = EnvPool({"h": EnvSpec(id=f"{ENVS}:Hanging")}, 2, RunConfig(patience_s=0.2, stuck_s=0.4))
+    with pytest.raises(RunError, match=r"env h: 3 of its last 3 calls of step did not return within run.stuck_s=0.4 s"):
+        driver(some, ScriptedSampler(lambda request, index: say(chat, "x")), chat).collect(
+            tasks(some, "h", 3), 1, lambda _: 1.0
+        )
+    some.close()
+
+
+def test_a_sampler_that_says_nothing_is_named(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    class Slow(ScriptedSampler):
+        until = 0.0
+
+        def poll(self) -> list[Completion]:
+            self.until = self.until or time.monotonic() + 1.0
+            time.sleep(0.01)
+            return super().poll() if time.monotonic() > self.until else []
+
+    some = EnvPool({"b": EnvSpec(id=f"{ENVS}:Broken")}, 1, RunConfig(patience_s=0.3))
+    sampler = Slow(lambda request, index: say(chat, "yes"))
+    driver(some, sampler, chat).collect(tasks(some, "b", 2), 1, lambda _: 1.0)
+    assert "waiting for the sampler to finish one of 6 samples for 0 s: " in capsys.readouterr().err
+    assert some.watchdog.take_slow() == {}
+    some.close()
+
+
+def test_a_grader_that_exits_is_its_own_failure(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    import two_turn_env
+
+    monkeypatch.setattr(two_turn_env.Broken, "verify", lambda self, task, response: sys.exit(0))
+    broken = envs(b=EnvSpec(id=f"{ENVS}:Broken"))
+    sampler = ScriptedSampler(lambda request, index: say(chat, "no"))
+    (group,) = driver(broken, sampler, chat).collect(tasks(broken, "b", 1), 1, lambda _: 1.0)
+    assert {r.verdict.status for r in group.rollouts if r.verdict} == {Status.VERIFIER_ERROR}
     broken.close()
 
 

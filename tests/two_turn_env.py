@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -46,6 +47,36 @@ class TwoTurn(Env):
 
     def restore(self, task: Task, state: bytes) -> None:
         self.task, self.said = task, json.loads(state)
+
+
+class Hanging(TwoTurn):
+    """Does not come back from a step whose action has an x until `release` is set."""
+
+    release = threading.Event()
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if "x" in action:
+            self.release.wait()
+        return super().step(action)
+
+
+class Stalling(SingleTurnEnv):
+    """Does not come back from starting one of its tasks."""
+
+    budget = 8
+    release = threading.Event()
+
+    def tasks(self, split: Split, seed: int) -> Iterable[Task]:
+        for n in range(4):
+            yield Task(f"{split} {n}", reference={"n": n})
+
+    def reset_task(self, task: Task) -> tuple[str, dict[str, Any]]:
+        if task.reference["n"] == 3:
+            self.release.wait()
+        return super().reset_task(task)
+
+    def verify(self, task: Task, response: str) -> Verdict:
+        return Verdict.of(len(response) % 2 == 0)
 
 
 class Broken(SingleTurnEnv):
