@@ -134,7 +134,8 @@ class _Worker:
 class EnvPool:
     """The recipe's environments and the threads that step them.
 
-    `templates` has one instance of each for the loop's own thread; `left_out` says why an optional one is missing.
+    `templates` has one instance of each for the loop's own thread, never set up: it makes tasks and knows gold. Without
+    workers that is all there is. `left_out` says why an optional environment is missing.
     `generations` counts the threads each worker has had: an environment made on an earlier one is lost with it.
 
     Raises:
@@ -159,12 +160,13 @@ class EnvPool:
             raise
 
     def _add(self, name: str, spec: EnvSpec) -> None:
-        """Make an environment and set it up on one worker, so that what can't work is known before a run begins."""
+        """Make an environment and set it up on a worker, so that what can't work is known before a run begins."""
         try:
             with self.watchdog.watching(f"the constructor of env {name}"):
                 template = plugins.make_env(spec.id, spec.args)
             with users_code(f"setup() of env {name}"):
-                self.submit(0, (EnvCall("setup", name), lambda: self.spawn(name)))[0].result()
+                if self._workers:
+                    self.submit(0, (EnvCall("setup", name), lambda: self.spawn(name)))[0].result()
         except UnavailableError as error:
             if not spec.optional:
                 raise UnavailableError(f"env {name}: {error}; or leave it out: envs.{name}.optional=true") from None

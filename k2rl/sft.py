@@ -47,7 +47,7 @@ def sft(recipe: SftRecipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
     _claim(out)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    envs = EnvPool(recipe.envs, workers=1)
+    envs = EnvPool(recipe.envs, workers=0)
     try:
         with live("starting", quiet) as show:
             pools: dict[Split, dict[str, list[Task]]] = {"train": {}, "test": {}}
