@@ -118,8 +118,8 @@ class _Fit:
             show(entry["seconds"] / 60, config.stop.max_minutes, f"held-out loss {told}; {rate:.0f} tok/s")
         average.keep()
         now = history[-1]
-        return {"lr": self.recipe.optim.lr.start * factor, "ended": ended} | {
-            key: now[key] for key in ("step", "seconds", "tokens", "held_out_loss")
+        return {"lr": self.recipe.optim.lr.start * factor, "ended": ended, "steps": now["step"]} | {
+            key: now[key] for key in ("seconds", "tokens", "held_out_loss")
         }
 
     def _update(self, lr: float) -> None:

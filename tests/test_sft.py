@@ -58,9 +58,9 @@ def test_each_stage_ends_by_the_rule_counted_from_its_own_start(
     first, second = report["stages"]
     assert all("fell by" in stage["ended"] for stage in report["stages"])
     assert (first["lr"], second["lr"]) == (0.01, 0.005)
-    assert rates[first["step"] - 1] == 0.01
-    assert rates[first["step"] :] == [0.005] * second["step"]
-    assert report["steps"] == first["step"] + second["step"]
+    assert rates[first["steps"] - 1] == 0.01
+    assert rates[first["steps"] :] == [0.005] * second["steps"]
+    assert report["steps"] == first["steps"] + second["steps"]
     assert min([h["stage"] for h in report["history"]].count(n) for n in (1, 2)) >= 2
 
 
@@ -70,7 +70,7 @@ def test_the_last_stage_is_sure_of_its_share_of_the_time(tmp_path: Path) -> None
     first, second = report["stages"]
     assert first["ended"] == "0.025 minutes are over"
     assert second["ended"].endswith("minutes are over")
-    assert second["step"] > first["step"] / 4
+    assert second["steps"] > first["steps"] / 4
     assert second["held_out_loss"] < 1.3 * first["held_out_loss"], "it goes on from where the first one ended"
 
 
