@@ -27,6 +27,8 @@ from k2rl_envs.rows import TEST_SHARE, Row, load_splits, shuffled
 
 INSTRUCTION = "Answer with the whole Python program in one fence: ```python."
 GOLD = ("check", "drop", "trust")
+GENERATED_LIMITS = {"cpu_s": 1.0, "memory_mb": 256}
+"""Of programs for generated tasks, which have next to nothing to do."""
 
 
 class CodeEnv(SingleTurnEnv):
@@ -48,7 +50,8 @@ class CodeEnv(SingleTurnEnv):
         share: score the share of the tests that pass, instead of all or nothing.
         instruction: a line appended to every prompt; "" appends nothing.
         sandbox: where programs run: "local", "http://host:port" (`k2rl sandbox serve`), …; see `k2rl.sandbox`.
-        limits: cpu_s, wall_s, memory_mb, output_bytes of a program, where they differ from the defaults.
+        limits: cpu_s, wall_s, memory_mb, output_bytes of a program, where they differ from the defaults of
+            `protocols.Limits` or, for generated tasks, `GENERATED_LIMITS`.
 
     Raises:
         UserError: an unknown level or format, an argument without effect, or data that can't be used: a row without
@@ -75,7 +78,7 @@ class CodeEnv(SingleTurnEnv):
         limits: Mapping[str, float] | None = None,
     ) -> None:
         self.instruction = instruction
-        self.reward = UnitTests(sandbox, share, limits)
+        self.reward = UnitTests(sandbox, share, GENERATED_LIMITS | dict(limits or {}) if data is None else limits)
         self.splits: dict[Split, list[Task]] | None = None
         about_rows = {"test_data": test_data, "format": format, "fields": fields, "test_share": test_share}
         if data is None:
@@ -84,9 +87,8 @@ class CodeEnv(SingleTurnEnv):
             self.styles = style_shares(styles, programs.STYLES)
             return
         refuse("data rows", level=level, styles=styles)
-        policy = GOLD[0] if gold is None else gold
-        if policy not in GOLD:
-            raise UserError(f"unknown gold {policy!r}{did_you_mean(str(policy), GOLD)}: allowed are {', '.join(GOLD)}")
+        if gold not in (None, *GOLD):
+            raise UserError(f"unknown gold {gold!r}{did_you_mean(str(gold), GOLD)}: allowed are {', '.join(GOLD)}")
         if show_tests is not None and (type(show_tests) is not int or show_tests < 0):
             raise UserError(f"show_tests must be a whole number of 0 or more, got {show_tests!r}")
         self.show_tests = show_tests
@@ -94,8 +96,8 @@ class CodeEnv(SingleTurnEnv):
         share_held_out = TEST_SHARE if test_share is None else test_share
         rows = load_splits(data, test_data, columns, share_held_out, code_rows.OPTIONAL, same=_whole)
         found = {split: [(row, self._row_task(row)) for row in some] for split, some in rows.items()}
-        failing = {} if policy == "trust" else self._failing([pair for some in found.values() for pair in some])
-        if failing and policy == "check":
+        failing = {} if gold == "trust" else self._failing([pair for some in found.values() for pair in some])
+        if failing and gold != "drop":
             raise _own_solutions_fail(failing)
         if failing:
             _note(f"{data}: {len(failing)} rows left out, whose own solutions fail: {', '.join(failing)}")
@@ -158,7 +160,7 @@ class CodeEnv(SingleTurnEnv):
             "program": program.to_json(),
         }
         tags = (program.steps[0].takes, f"level-{level}")
-        return Task(with_instruction(question, self.instruction), None, reference, budget=160, tags=tags)
+        return Task(with_instruction(question, self.instruction), None, reference, budget=256, tags=tags)
 
 
 _verdicts: dict[str, Verdict] = {}

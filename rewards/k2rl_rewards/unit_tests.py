@@ -53,7 +53,7 @@ class UnitTests:
         return outcome.verdict
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def _translated(reference: str) -> ProgramTests:
     """A task's tests, translated once for all its responses."""
     return program_tests(json.loads(reference))
