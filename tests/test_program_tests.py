@@ -117,7 +117,7 @@ PROMPT = "from typing import List\n\ndef helper(x):\n    return x\n\ndef f(x: in
 
 def test_human_eval() -> None:
     calls = "METADATA = {'a': 1}\n\ndef check(candidate):\n    '''All of it.'''\n    assert candidate(1) == 2\n"
-    calls += "    assert candidate(2) == 3, 'two'\n    pass\n"
+    calls += "    assert candidate(2) == 3, 'two'\n    assert True, 'fine'\n    pass\n"
     found = program_tests({"test": calls, "entry_point": "f", "prompt": PROMPT})
     assert found.tests == (CallTest("f", "(1,)", "2"), CallTest("f", "(2,)", "3"))
     assert found.before == PROMPT[: PROMPT.index("def f(")]
@@ -158,7 +158,7 @@ def test_cases_and_inputs() -> None:
         ({"test": "def check(c):\n    assert c(1) == 2"}, "entry_point must be text"),
         ({"test": "def check(c): c(1)", "entry_point": "a b"}, "entry_point must be the name of a function, got 'a b'"),
         ({"test": "assert f(1) == 2", "entry_point": "f"}, "test does not define check(candidate)"),
-        ({"test": "def check(c):\n    pass", "entry_point": "f"}, "check(candidate) tests nothing"),
+        ({"test": "def check(c):\n    pass\n    assert True", "entry_point": "f"}, "check(candidate) tests nothing"),
         ({"test": "def check(c): c(1)", "entry_point": "f", "prompt": "def g(): pass"}, "prompt does not define f"),
         ({"test": "def check(", "entry_point": "f"}, "test does not parse"),
         ({"fn": "f"}, "cases must be a list"),

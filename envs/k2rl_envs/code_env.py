@@ -160,7 +160,7 @@ class CodeEnv(SingleTurnEnv):
             "program": program.to_json(),
         }
         tags = (program.steps[0].takes, f"level-{level}")
-        return Task(with_instruction(question, self.instruction), None, reference, budget=256, tags=tags)
+        return Task(with_instruction(question, self.instruction), None, reference, budget=384, tags=tags)
 
 
 _verdicts: dict[str, Verdict] = {}
