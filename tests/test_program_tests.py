@@ -101,15 +101,14 @@ def test_missing_imports_of_the_standard_library_are_made() -> None:
 @pytest.mark.parametrize(
     ("setup", "before"),
     [
-        ("import math\nfrom typing import List", True),
-        ("class Node:\n    pass\nLIMIT = 3", True),
-        ("root = Node(1)", False),
-        ("print(1)", False),
-        ("", True),
+        ("import math\nfrom typing import List", "import math\nfrom typing import List"),
+        ("import math\nclass Node:\n    pass\nroot = Node()", "import math\nclass Node:\n    pass"),
+        ("def solution(x):\n    return x + 1\nANSWERS = [2]", ""),
+        ("", ""),
     ],
 )
-def test_a_setup_that_only_defines_goes_before_the_program_too(setup: str, before: bool) -> None:
-    assert program_tests({"tests": ["assert f(1) == 2"], "setup": setup}).before == (setup if before else "")
+def test_imports_and_classes_of_the_setup_go_before_the_program(setup: str, before: str) -> None:
+    assert program_tests({"tests": ["assert f(1) == 2"], "setup": setup}).before == before
 
 
 PROMPT = "from typing import List\n\ndef helper(x):\n    return x\n\ndef f(x: int) -> int:\n    '''Add one.'''\n"

@@ -107,6 +107,21 @@ def test_a_response_goes_on_from_the_prompt_or_repeats_it(jail: Sandbox, respons
     assert verdict == Verdict.of(True), verdict
 
 
+def test_a_program_does_not_see_what_the_tests_expect(jail: Sandbox) -> None:
+    setup = "def solution(x):\n    return x + 1\nANSWERS = {1: 2}"
+    reference = {
+        "tests": ["assert f(1) == ANSWERS[1]", "assert f(5) == solution(5)", "assert f(7) == 8"],
+        "setup": setup,
+    }
+    assert UnitTests()("def f(x): return x + 1", reference) == Verdict.of(True)
+    for thief in (
+        "def f(x): return solution(x)",
+        "def f(x): return ANSWERS.get(x, x + 1)",
+        "from __main__ import solution as f",
+    ):
+        assert UnitTests()(thief, reference).status is Status.WRONG
+
+
 def test_all_or_nothing_and_shares(recorder: Recorder) -> None:
     assert UnitTests()("def f(x): 1", DOUBLE) == recorder.outcome.verdict
     assert UnitTests(share=True)("def f(x): 1", DOUBLE) == Verdict(Status.WRONG, 0.5, "2 of 4 tests failed")

@@ -9,9 +9,9 @@
 with `is None`, and inside `check`. All else becomes a `ScriptTest`, run apart from the program: loops, helpers,
 `math.isclose`, and what is not the same as `==` (`assert f(1)` takes any true value, `is True` no 1).
 
-The setup runs before the scripts; where it only imports and defines, the program may use it too. Names that nothing
-defines are the program's, and modules of the standard library are imported; `"fns"` says which builtins are the
-program's own.
+The setup runs before the scripts. Its imports and classes stand before the program too; nothing else of it does, for
+its functions and values may be what the program is asked for. Names that nothing defines are the program's, and modules
+of the standard library are imported; `"fns"` says which builtins are the program's own.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def _asserts(reference: Mapping[str, object]) -> ProgramTests:
         # Scripts share their names: the first one runs the setup for all.
         opening = f"{prefix}{setup}\n" if number == min(scripts) else ""
         tests.append(ScriptTest(opening + scripts[number], names))
-    return ProgramTests(tuple(tests), tuple(sorted({*known, *names})), setup if _only_defines(setup_body) else "")
+    shared = [ast.unparse(s) for s in setup_body if isinstance(s, ast.Import | ast.ImportFrom | ast.ClassDef)]
+    return ProgramTests(tuple(tests), tuple(sorted({*known, *names})), "\n".join(shared))
 
 
 def _check(reference: Mapping[str, object]) -> ProgramTests:
@@ -203,7 +204,7 @@ def _global_names(table: symtable.SymbolTable) -> Iterator[str]:
 
 
 def _only_defines(body: Iterable[ast.stmt]) -> bool:
-    """Whether statements only import, define and name literals, so that they can stand before any program."""
+    """Whether statements only import, define and name literals: nothing is tested at their level."""
     definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return all(
         isinstance(s, definitions) or _is_docstring(s) or (isinstance(s, ast.Assign) and _is_literal(s.value))
