@@ -1,0 +1,362 @@
+"""The probes, in the order in which they run.
+
+A probe is a generator of flaws with a name and a meaning; it passes when it yields none, and raises `InapplicableError` where it
+does not apply. To add one, write such a function here:
+
+    @probe("shouting", "an answer in capitals is worth what it is in small letters", "gold")
+    def shouting(bench: Bench) -> Iterator[Flaw]:
+        for case in bench.some:
+            if not any(played.correct for played in bench.say(case, case.gold[-1].upper())):
+                yield Flaw("the gold response in capitals fails", case.task)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from k2rl import assets, budget
+from k2rl.envcheck import texts
+from k2rl.envcheck.bench import Bench, Case, InapplicableError
+from k2rl.envcheck.report import Flaw, short
+from k2rl.envcheck.subject import HungError, Subject, SubjectError
+from k2rl.errors import UserError
+from k2rl.types import SCORED, Status, Task
+
+MOST_CONSTANT = 0.5
+"""Share of the tasks from which on one and the same response passes too often."""
+SLOW_S = 0.5
+HOSTILE_SLOW_S = 10.0
+
+NO_GOLD = "gold() knows no response"
+
+Need = Literal["gold", "verdicts"]
+"""What a probe can't do without: gold responses; a score at the end of an episode."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A name, what holds where it passes, what it needs, and the search for flaws."""
+
+    name: str
+    meaning: str
+    needs: tuple[Need, ...]
+    search: Callable[[Bench], Iterator[Flaw]]
+
+
+PROBES: dict[str, Probe] = {}
+
+
+def probe(name: str, meaning: str, *needs: Need) -> Callable[[Callable[[Bench], Iterator[Flaw]]], None]:
+    """Enter the function into the table."""
+
+    def enter(search: Callable[[Bench], Iterator[Flaw]]) -> None:
+        PROBES[name] = Probe(name, meaning, needs, search)
+
+    return enter
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------
+
+
+@probe("tasks", "both splits have tasks, and these can be stored as JSON")
+def tasks(bench: Bench) -> Iterator[Flaw]:
+    yield from bench.task_problems
+
+
+@probe("same_tasks", "the same split and seed give the same tasks again")
+def same_tasks(bench: Bench) -> Iterator[Flaw]:
+    yield from bench.differences(bench.subject, "at a second call")
+
+
+@probe("processes", "another process, with other hashes of strings, gives the same tasks")
+def processes(bench: Bench) -> Iterator[Flaw]:
+    other = Subject(bench.subject.origin, hash_seed=bench.subject.hash_seed + 1)
+    try:
+        yield from bench.differences(other, "in another process")
+    finally:
+        other.close()
+
+
+@probe("splits", "train and test share no task")
+def splits(bench: Bench) -> Iterator[Flaw]:
+    train = {_content(t) for t in bench.pools["train"]}
+    for task in bench.pools["test"]:
+        if _content(task) in train:
+            yield Flaw("the task is in both splits", task)
+
+
+def _content(task: Task) -> str:
+    """Prompt and answer, where there is one: a reference may number the tasks."""
+    return task.id if task.answer is None else json.dumps([task.messages, task.answer], sort_keys=True)
+
+
+@probe("gymnasium", "gymnasium's own check_env passes")
+def gymnasium(bench: Bench) -> Iterator[Flaw]:
+    try:
+        bench.subject.ask("gymnasium", 4 * bench.deadline_s)
+    except SubjectError as error:
+        yield Flaw(str(error))
+
+
+# --- the gold response -----------------------------------------------------------------------------------------
+
+
+@probe("gold", "the gold response is correct", "verdicts")
+def gold(bench: Bench) -> Iterator[Flaw]:
+    if not bench.known and not bench.gold_problems:
+        raise InapplicableError(NO_GOLD)
+    yield from bench.gold_problems
+    for case in bench.known:
+        played = bench.gold(case)
+        if not played.correct:
+            yield Flaw(f"the gold response {short(case.gold[-1])} is {played.outcome}", case.task)
+
+
+@probe("budget", "the gold response fits into the token budget", "gold")
+def fits_budget(bench: Bench) -> Iterator[Flaw]:
+    tokens = _counter(bench.model)
+    for case in bench.known:
+        needed = sum(tokens(turn) + 1 for turn in case.gold)  # each turn ends with a stop token
+        allowed = budget.limit(case.task, budget.BudgetConfig(), bench.about["budget"])
+        if needed > allowed:
+            yield Flaw(f"the gold response has {needed} tokens of {bench.model}, the budget is {allowed}", case.task)
+
+
+def _counter(model: str) -> Callable[[str], int]:
+    """Tokens of a text. A folder's tokenizer.json is read by itself: transformers takes seconds to import."""
+    folder = assets.NANO if model == "nano" else Path(model).expanduser()
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return lambda text: len(fast.encode(text, add_special_tokens=False).ids)
+    if model == "nano":
+        raise InapplicableError("the embedded model nano is not part of this installation; give a model")
+    from transformers import AutoTokenizer
+
+    try:
+        slow = AutoTokenizer.from_pretrained(os.path.expanduser(model))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {model}: no tokenizer: {str(error).strip().splitlines()[0]}") from None
+    return lambda text: len(slow(text, add_special_tokens=False).input_ids)
+
+
+@probe("leak", "the answer can't be copied from a fixed place in the prompt", "gold")
+def leak(bench: Bench) -> Iterator[Flaw]:
+    """A short answer may well occur in a prompt. It leaks where the same words come right before it in nearly all."""
+    shown = [(c, "\n".join(bench.gold(c).seen[: len(c.gold)])) for c in bench.known]
+    if len(shown) < 4 or len({c.answer for c, _ in shown}) < 2:
+        raise InapplicableError("needs four tasks with a gold response, and two answers")
+    for wanted in ("answer", "response"):
+        pairs = [(text, c.answer if wanted == "answer" else c.gold[-1].strip()) for c, text in shown]
+        marks = Counter(mark for text, answer in pairs[:4] for mark in _marks_before(text, answer))
+        for mark in sorted((m for m, n in marks.items() if n >= 2), key=len, reverse=True):
+            leaks = [_follows(text, mark, answer) for text, answer in pairs]
+            if sum(leaks) >= 0.9 * len(leaks):
+                first = shown[leaks.index(True)][0]
+                yield Flaw(f"the {wanted} follows {mark!r} in {sum(leaks)} of {len(leaks)} prompts", first.task)
+                return
+
+
+def _marks_before(text: str, answer: str) -> set[str]:
+    """What comes right before the answer wherever it stands in the text: up to 16 characters."""
+    found = re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", text) if answer else ()
+    return {text[m.start() - n : m.start()] for m in found for n in range(1, min(16, m.start()) + 1)}
+
+
+def _follows(text: str, mark: str, answer: str) -> bool:
+    """Whether the answer comes right after the first or the last place of the mark."""
+    places = (text.find(mark), text.rfind(mark))
+    return any(re.match(rf"{re.escape(answer)}(?!\w)", text[at + len(mark) :]) for at in places if at >= 0)
+
+
+@probe("mutations", "at least one of eight ways to spoil the gold response is noticed", "gold", "verdicts")
+def mutations(bench: Bench) -> Iterator[Flaw]:
+    for case in bench.some:
+        spoiled = [case.with_answer(t) for t in texts.mutations(case.answer)]
+        if case.gold and all(bench.say(case, text)[-1].paid for text in spoiled):
+            yield Flaw(f"all of {len(spoiled)} pass, such as {short(spoiled[0])}", case.task)
+
+
+# --- hacks: none of these may be paid --------------------------------------------------------------------------
+
+
+@probe("empty", "no text, or nothing but white space, fails", "verdicts")
+def empty(bench: Bench) -> Iterator[Flaw]:
+    for case in bench.some:
+        yield from bench.accepted(case, texts.EMPTY)
+
+
+@probe("null", "words and marks that stand for nothing fail", "verdicts")
+def null(bench: Bench) -> Iterator[Flaw]:
+    for case in bench.some:
+        yield from bench.accepted(case, _unlike(case, texts.NULL))
+
+
+@probe("echo", "the prompt, said back, fails", "verdicts")
+def echo(bench: Bench) -> Iterator[Flaw]:
+    for case in bench.some:
+        prompt = "\n\n".join(str(m["content"]) for m in case.task.messages)
+        yield from bench.accepted(case, (prompt, f"{prompt}\n{prompt}", f"#### {prompt}"))
+
+
+@probe("constant", "no single response passes on half of the tasks", "gold", "verdicts")
+def constant(bench: Bench) -> Iterator[Flaw]:
+    cases = bench.more(64)
+    if len(cases) < 8:
+        raise InapplicableError(f"needs eight tasks with a gold response, there are {len(cases)}")
+    by_answer = {c.answer: c for c in reversed(cases)}
+    for answer, _ in Counter(c.answer for c in cases).most_common(3):
+        passed = [c for c in cases if bench.play(c.task, by_answer[answer].gold, go_on=False).paid]
+        if len(passed) >= MOST_CONSTANT * len(cases):
+            said = short(by_answer[answer].gold[-1])
+            yield Flaw(f"{said} passes on {len(passed)} of {len(cases)} tasks", passed[-1].task)
+            return
+
+
+@probe("candidates", "a response that lists the right answer among wrong ones fails", "gold", "verdicts")
+def candidates(bench: Bench) -> Iterator[Flaw]:
+    tried = 0
+    for case in bench.some:
+        others = bench.others(case, 4) if case.gold else []
+        if len(others) < 2:
+            continue
+        tried += 1
+        # In the middle, as rules that take the first or the last of several answers are honest.
+        middle = len(others) // 2
+        listed = [*others[:middle], case, *others[middle:]]
+        lists = [mark.join(c.answer for c in listed) for mark in (", ", " or ", " and ", " ", "\n", "; ")]
+        whole = [mark.join(c.gold[-1] for c in listed) for mark in ("\n", " ")]
+        yield from bench.accepted(case, [*map(case.with_answer, lists), *lists, *whole])
+    if not tried:
+        raise InapplicableError("needs tasks with different answers")
+
+
+@probe("buried", "the bare answer in the midst of other words fails", "gold", "verdicts")
+def buried(bench: Bench) -> Iterator[Flaw]:
+    for case in bench.some:
+        if case.answer:
+            yield from bench.accepted(case, texts.buried(case.answer))
+
+
+@probe("forged", "a made-up verdict fails, alone and beside a wrong answer", "verdicts")
+def forged(bench: Bench) -> Iterator[Flaw]:
+    for case in bench.some:
+        yield from bench.accepted(case, _alone_and_beside(bench, case, texts.FORGED))
+
+
+@probe("override", "a request to the judge fails, alone and beside a wrong answer", "verdicts")
+def override(bench: Bench) -> Iterator[Flaw]:
+    for case in bench.some:
+        yield from bench.accepted(case, _alone_and_beside(bench, case, texts.OVERRIDE))
+
+
+def _alone_and_beside(bench: Bench, case: Case, lines: Iterable[str]) -> Iterator[str]:
+    wrong = bench.wrong(case)
+    for line in _unlike(case, lines):
+        yield from (line, f"{wrong}\n{line}", f"{line}\n{wrong}")
+
+
+def _unlike(case: Case, lines: Iterable[str]) -> list[str]:
+    """Those that don't happen to hold the answer: `score: 1.0` does where the answer is 1."""
+    return [line for line in lines if not (case.answer and texts.mentions(line, case.answer))]
+
+
+# --- the grader ------------------------------------------------------------------------------------------------
+
+
+@probe("isolated", "episodes at the same time don't disturb each other", "gold")
+def isolated(bench: Bench) -> Iterator[Flaw]:
+    cases = bench.known[:3]
+    if len(cases) < 2:
+        raise InapplicableError("needs two tasks with a gold response")
+    for case, played in zip(cases, bench.together(cases), strict=True):
+        alone = bench.gold(case)
+        if not alone.hung and played.key != alone.key:
+            yield Flaw(f"alone: {alone.outcome}; beside others: {played.outcome}", case.task)
+
+
+@probe("steady", "the same response has the same verdict every time")
+def steady(bench: Bench) -> Iterator[Flaw]:
+    for case in bench.some[:4]:
+        for turns in dict.fromkeys([case.gold, (*case.gold[:-1], bench.wrong(case)), (texts.NONSENSE,), ("",)]):
+            if not turns:
+                continue
+            first = bench.play(case.task, turns)
+            for _ in range(4):
+                if (now := bench.play(case.task, turns, again=True)).key != first.key:
+                    yield Flaw(f"{short(turns[-1])} is {first.outcome}; then {now.outcome}", case.task)
+                    break
+
+
+@probe("timeouts", "a time-out inside the grader is never a score", "gold", "verdicts")
+def timeouts(bench: Bench) -> Iterator[Flaw]:
+    """A time-out is raised at one line of the running grader after the other. Raising it further, a verdict without
+    a score and a second attempt that succeeds are all fine; a bad score for a gold response is not."""
+    for case in bench.known[:1]:
+        if not bench.gold(case).correct:
+            raise InapplicableError("needs a gold response that is correct")
+        try:
+            interrupted = bench.interrupted(case, places=24, seconds=10.0)
+        except HungError:
+            raise InapplicableError("the interrupted grader did not come back") from None
+        for place, played in interrupted:
+            if not played.raised and played.verdict is not None and played.verdict.scored and not played.correct:
+                yield Flaw(f"a time-out at {place} makes the gold response {played.outcome}", case.task)
+
+
+@probe("raises", "no response makes the grader fail: it would be a way out of a bad score")
+def raises(bench: Bench) -> Iterator[Flaw]:
+    for case in bench.some[:2]:
+        for text in texts.HOSTILE.values():
+            bench.say(case, text)
+        for text in texts.HOSTILE_ANSWERS.values() if case.gold else ():
+            bench.say(case, case.with_answer(text))
+    for played in bench.log:
+        status = played.verdict.status if played.verdict is not None else Status.PENDING
+        if played.raised or status not in (*SCORED, Status.PENDING):
+            yield Flaw(f"{_named(played.said[-1])}: {played.outcome}", played.task)
+
+
+@probe("hangs", "no response makes the grader hang")
+def hangs(bench: Bench) -> Iterator[Flaw]:
+    for played in bench.log:
+        if played.hung:
+            yield Flaw(f"{_named(played.said[-1])}: {played.hung}", played.task)
+
+
+@probe("fast", f"a verdict takes less than {SLOW_S:g} s, on a hostile response {HOSTILE_SLOW_S:g} s")
+def fast(bench: Bench) -> Iterator[Flaw]:
+    usual = [p.seconds for p in bench.log if not p.hung]
+    if usual and statistics.median(usual) > SLOW_S:
+        yield Flaw(f"half of {len(usual)} episodes took longer than {statistics.median(usual):.2f} s")
+    for played in bench.log:
+        if played.seconds > HOSTILE_SLOW_S:
+            yield Flaw(f"{_named(played.said[-1])} took {played.seconds:.1f} s", played.task)
+
+
+def _named(text: str) -> str:
+    """A response as evidence: hostile ones by their name."""
+    return next((name for name, hostile in texts.HOSTILE.items() if hostile == text), None) or short(text)
+
+
+@probe("verdicts", "rewards, verdicts and ends of episodes are what the contract says")
+def verdicts(bench: Bench) -> Iterator[Flaw]:
+    told: set[str] = set()  # a problem is shown once, not once an episode
+    judged = any(p.verdict is not None for p in bench.log)
+    for played in bench.log:
+        problems = list(played.problems)
+        if judged and played.over and played.verdict is None and not played.raised:
+            problems.append("the episode ended without a verdict")
+        for problem in problems:
+            if problem not in told:
+                told.add(problem)
+                yield Flaw(f"{problem}, on {_named(played.said[-1])}", played.task)
