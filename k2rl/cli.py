@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -27,8 +27,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-env_app = typer.Typer(help="List environments, or start a new one.", no_args_is_help=True)
+env_app = typer.Typer(help="List environments, check one, or start a new one.", no_args_is_help=True)
 app.add_typer(env_app, name="env")
+rewards_app = typer.Typer(help="How far what gives the rewards can be trusted.", no_args_is_help=True)
+app.add_typer(rewards_app, name="eval-rewards")
 sandbox_app = typer.Typer(help="Run untrusted programs for others.", no_args_is_help=True)
 app.add_typer(sandbox_app, name="sandbox")
 
@@ -176,16 +178,11 @@ def _eval_recipe(model: str, ids: Sequence[str], args: Sequence[str], max_tokens
 
     An environment is called by its id, or by its class where the id is a path.
     """
-    from omegaconf import OmegaConf
-
     from k2rl.recipe import Recipe, resolve
 
     if args and len(ids) > 1:
         raise UserError("--arg belongs to one environment: give a single --env with it")
-    for item in args:
-        if "=" not in item:
-            raise UserError(f"--arg {item!r}: write key=value, such as --arg level=3")
-    env_args = OmegaConf.from_dotlist(list(args))
+    env_args = _arguments(args)
     envs: dict[str, Mapping[str, object]] = {}
     for env_id in ids:
         name = env_id.rpartition(":")[2].replace("/", "-").replace(".", "-")
@@ -193,10 +190,52 @@ def _eval_recipe(model: str, ids: Sequence[str], args: Sequence[str], max_tokens
             raise UserError(f"--env {env_id}: two environments are called {name!r}; evaluate them one by one")
         envs[name] = {
             "id": env_id,
-            "args": OmegaConf.to_container(env_args),
+            "args": env_args,
             "budget": {"tokens": max_tokens},
         }
     return resolve(Recipe, {"model": {"path": model}, "envs": envs}, source="k2rl eval")
+
+
+def _arguments(items: Sequence[str]) -> dict[str, Any]:
+    """`["level=3", "config.size=4"]` as a mapping."""
+    from omegaconf import OmegaConf
+
+    for item in items:
+        if "=" not in item:
+            raise UserError(f"--arg {item!r}: write key=value, such as --arg level=3")
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(items))))
+
+
+@rewards_app.command("verifier")
+def eval_verifier(
+    reward: Annotated[str, typer.Option(help="name, module:Class or file.py:Class.")],
+    data: Annotated[Path, typer.Option(help="A JSONL of rows whose right verdict is known.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Write the report here.")],
+    rows_out: Annotated[Path | None, typer.Option(help="Also write the verdict on every row here, as JSONL.")] = None,
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="key=value", help="An argument of the reward; may repeat.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads  [default: twice the cores, 8 at most]")] = None,
+) -> None:
+    """Judge rows whose right verdict is known: agreement, false positives and negatives, errors."""
+    from k2rl import eval_rewards
+
+    eval_rewards.check_output("--json", json_file)
+    if rows_out is not None:
+        eval_rewards.check_output("--rows-out", rows_out)
+    report, judged = eval_rewards.evaluate(reward, data, _arguments(arg or []), workers=workers)
+    eval_rewards.write(report, judged, json_file, rows_out)
+    wrong = [j.to_json() for j in judged if not j.agrees]
+    if wrong:
+        _print_table(wrong[:20], ("id", "line", "expected", "status", "detail"))
+    if len(wrong) > 20:
+        print(f"{len(wrong) - 20} more disagreements{'; --rows-out lists all' if rows_out is None else ''}")
+    low, high = report["ci95"]["agreement"]
+    print(
+        f"{reward} agrees on {100 * report['agreement']:.2f} % of {report['n']} rows "
+        f"(95 %: {100 * low:.2f} to {100 * high:.2f}), {report['false_positive']} false positives, "
+        f"{report['false_negative']} false negatives, {report['errors']} errors, {report['per_second']:.0f} rows/s"
+    )
 
 
 @app.command()
@@ -236,6 +275,34 @@ def env_list(as_json: JsonFlag = False) -> None:
         _print_json(rows)
     else:
         _print_table(rows, ("name", "target", "summary", "distribution"))
+
+
+@env_app.command("check")
+def env_check(
+    env: Annotated[str, typer.Argument(metavar="ID", help="name, module:Class or file.py:Class.")],
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="key=value", help="An argument of the env; may repeat.")
+    ] = None,
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks to probe.")] = 24,
+    seed: int = 0,
+    model: Annotated[str, typer.Option(help="Whose tokens count: nano, a transformers folder, a hub id.")] = "nano",
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds after which a call is taken to hang.")] = 30.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Probe an environment: gold passes, hacks fail, tasks are repeatable, the grader holds. Exit code 1 if not."""
+    from k2rl.envcheck import check_env
+
+    report = check_env(
+        env, args=_arguments(arg or []), tasks=tasks, seed=seed, model=model, deadline_s=deadline, quiet=as_json
+    )
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        rows = [{"probe": f.probe, "result": f.result, "what": f.note or f.meaning} for f in report.findings]
+        _print_table(rows, ("probe", "result", "what"))
+        print(report.headline)
+    if not report.ok:
+        raise RunError(f"{env} fails {', '.join(report.failed)}")
 
 
 @env_app.command("new")

@@ -22,7 +22,7 @@ Env authors see text and messages, never token ids; tokenisation, budgets and lo
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -73,11 +73,13 @@ class Env(gymnasium.Env[str, str]):
         max_turns: the most actions an episode can take; None where the env decides.
         replayable: whether `reset` and the recorded actions rebuild the state. If not, and there is no
             snapshot, an interrupted group restarts.
+        waived_probes: probes of `k2rl env check` that do not suit this environment, each with the reason.
     """
 
     budget: ClassVar[int] = 256
     max_turns: ClassVar[int | None] = None
     replayable: ClassVar[bool] = True
+    waived_probes: ClassVar[Mapping[str, str]] = {}
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
     observation_space = UnicodeText()
     action_space = UnicodeText()

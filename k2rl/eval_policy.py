@@ -12,6 +12,7 @@ from k2rl import budget, rng
 from k2rl.curriculum import fitting, pool
 from k2rl.envpool import EnvPool
 from k2rl.errors import UserError
+from k2rl.intervals import wilson
 from k2rl.models import Policy, load_policy
 from k2rl.progress import bar
 from k2rl.protocols import Sampler
@@ -37,15 +38,10 @@ def bootstrap(values: Sequence[float], seed: int = 0, draws: int = 2000) -> list
     """The 95 % percentile interval of the mean, resampling tasks; Wilson's where all tasks came out alike."""
     data = np.asarray(values, dtype=np.float64)
     if data.min() == data.max() and data[0] in (0.0, 1.0):
-        return _wilson(float(data[0]), len(data))
+        return wilson(float(data[0]), len(data))
     draw = rng.generator("bootstrap", seed, len(data))
     means = data[draw.integers(0, len(data), size=(draws, len(data)))].mean(axis=1)
     return [float(x) for x in np.quantile(means, [0.025, 0.975])]
-
-
-def _wilson(share: float, n: int, z: float = 1.96) -> list[float]:
-    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))]
 
 
 def _show(value: float | None, digits: int = 3) -> str:

@@ -112,7 +112,10 @@ class Trainer(Protocol):
 
 
 class Reward(Protocol):
-    """Who verifies an answer. Envs call rewards; `eval-rewards` and replay use the same object."""
+    """Who verifies an answer. Envs call rewards; `eval-rewards` and replay use the same object.
+
+    A reward that looks for a marked final answer may also have `bare(answer, reference)`, which takes the answer alone.
+    """
 
     def __call__(self, response: str, reference: Mapping[str, object]) -> Verdict:
         """The verdict on a response."""

@@ -45,44 +45,25 @@ class CLASS(SingleTurnEnv):
 '''
 
 TEST_TEMPLATE = '''\
-"""What every environment owes: run with `python -m pytest test_NAME_env.py`."""
+"""Run with `python -m pytest test_NAME_env.py`."""
 
-from itertools import islice
-
-from gymnasium.utils.env_checker import check_env
 from NAME_env import CLASS
 
-from k2rl import Split, Task
-
-env = CLASS()
-
-
-def some(split: Split) -> list[Task]:
-    return list(islice(env.tasks(split, seed=0), 100))
+from k2rl import Task
+from k2rl.envcheck import check_env
 
 
-def test_it_is_a_gymnasium_env() -> None:
-    check_env(CLASS(), skip_render_check=True)
+def test_it_is_fit_to_train_on() -> None:
+    """The gold answers pass, hacks fail, tasks repeat, splits are apart, …: as `k2rl env check` says."""
+    report = check_env(CLASS())
+    assert report.ok, report
 
 
-def test_the_gold_answer_passes() -> None:
-    for task in some("train") + some("test"):
-        response = env.gold(task)
-        assert isinstance(response, str)
-        assert env.verify(task, response).status == "correct"
-
-
-def test_a_wrong_answer_fails() -> None:
-    for task in some("train"):
-        assert env.verify(task, "wrong").status == "wrong"
-        assert env.verify(task, "").status == "malformed"
-
-
-def test_the_splits_are_disjoint() -> None:
-    train, test = ({task.id for task in some(split)} for split in ("train", "test"))
-    assert train
-    assert test
-    assert not train & test
+def test_right_and_wrong_answers() -> None:
+    env, task = CLASS(), Task(prompt="Write this word backwards: abcde", answer="edcba")
+    assert env.verify(task, "edcba").status == "correct"
+    assert env.verify(task, "abcde").status == "wrong"
+    assert env.verify(task, "e d c b a").status == "malformed"
 '''
 
 

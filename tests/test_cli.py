@@ -235,6 +235,33 @@ def test_a_broken_env_is_listed_as_such(k2rl: Cli, monkeypatch: pytest.MonkeyPat
     assert [check.status for check in broken] == ["broken"]
 
 
+def test_env_check_names_what_failed(folder: Path, k2rl: Cli) -> None:
+    code, out, err = k2rl("env", "check", "tiny.py:Tiny", "--tasks", "2")
+    assert code == 0
+    assert "passed" in out
+    code, out, err = k2rl("env", "check", "tiny.py:Tiny", "--arg", "empty=true", "--tasks", "2")
+    assert code == 1
+    assert "yields no task that can be used" in out
+    assert err.endswith("run failed: tiny.py:Tiny fails tasks\n")
+    code, out, err = k2rl("env", "check", "tiny.py:Tiny", "--arg", "empty=true", "--json")
+    assert (code, json.loads(out)["failed"]) == (1, ["tasks"])
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nowhere",), "unknown env 'nowhere'"),
+        (("tiny.py:Tinny",), "did you mean 'Tiny'"),
+        (("tiny.py:Tiny", "--arg", "emtpy=1"), "did you mean 'empty'"),
+        (("tiny.py:Tiny", "--arg", "empty"), "write key=value"),
+        (("tiny.py:Tiny", "--model", "./no/such"), "--model ./no/such: no tokenizer"),
+    ],
+)
+def test_wrong_checks(arguments: tuple[str, ...], says: str, folder: Path, k2rl: Cli) -> None:
+    assert says in k2rl.mistake("env", "check", *arguments, "--json")
+
+
 def test_env_new_prints_what_to_do_next(folder: Path, k2rl: Cli) -> None:
     code, out, _ = k2rl("env", "new", "word_chain")
     assert code == 0

@@ -68,7 +68,7 @@ def check_env(
             for done, probe in enumerate(PROBES.values()):
                 progress(done, len(PROBES), probe.name)
                 findings.append(_finding(probe, bench, waived.get(probe.name)))
-            progress(len(PROBES), len(PROBES), "done")
+            progress(len(PROBES), len(PROBES), "")
     finally:
         subject.close()
     return Report(name, tuple(findings), len(bench.cases), seed, time.monotonic() - start)
@@ -112,5 +112,5 @@ def _missing(probe: Probe, bench: Bench) -> Iterator[str]:
         played = bench.play(bench.cases[0].task, (NONSENSE,))
         if played.verdict is not None and played.verdict.status is Status.PENDING:
             yield "the verdicts are left to a judge"
-        elif bench.about["plain"] or (played.over and played.verdict is None):
+        elif bench.about["plain"] or (played.over and played.verdict is None and not played.problems):
             yield "the environment gives no verdicts"

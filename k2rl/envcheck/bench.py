@@ -8,7 +8,7 @@ from typing import Any
 
 from k2rl.envcheck.report import Flaw, short
 from k2rl.envcheck.subject import DiedError, HungError, Subject, SubjectError
-from k2rl.envcheck.texts import NONSENSE, bare
+from k2rl.envcheck.texts import NONSENSE, marked
 from k2rl.errors import UserError
 from k2rl.types import Split, Status, Task, Verdict
 
@@ -95,27 +95,34 @@ class Play:
 
 @dataclass(frozen=True)
 class Case:
-    """A task with its gold turns (none where they are unknown) and the bare answer in the last of them."""
+    """A task with its gold turns (none where they are unknown); `span` is where the bare answer stands in the last."""
 
     task: Task
     gold: Turns
-    answer: str
+    span: tuple[int, int]
 
     @classmethod
     def of(cls, task: Task, gold: Turns) -> Case:
-        answer = bare(task.answer) if task.answer is not None else ""
-        if gold and (not answer or answer not in gold[-1]):
-            answer = bare(gold[-1])
-        return cls(task, gold, answer)
+        """The answer is what stands in a mark such as `\\boxed{}`, else the task's answer, else the whole turn."""
+        last = gold[-1] if gold else ""
+        span = marked(last)
+        if span is None and task.answer and task.answer in last:
+            at = last.rindex(task.answer)
+            span = at, at + len(task.answer)
+        return cls(task, gold, span or (0, len(last)))
+
+    @property
+    def answer(self) -> str:
+        return self.gold[-1][slice(*self.span)] if self.gold else ""
 
     def with_answer(self, text: str) -> str:
         """The last gold turn with another answer in the place of its own."""
-        at = self.gold[-1].rfind(self.answer)
-        return self.gold[-1][:at] + text + self.gold[-1][at + len(self.answer) :]
+        start, end = self.span
+        return self.gold[-1][:start] + text + self.gold[-1][end:]
 
     def is_right(self, text: str) -> bool:
         """Whether a probe's text happens to be this task's answer."""
-        return bool(self.gold) and text.strip() in (self.gold[-1].strip(), self.answer)
+        return bool(self.gold) and text.strip() in (self.gold[-1].strip(), self.answer, self.task.answer)
 
 
 class Bench:

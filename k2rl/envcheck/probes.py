@@ -1,7 +1,7 @@
 """The probes, in the order in which they run.
 
-A probe is a generator of flaws with a name and a meaning; it passes when it yields none, and raises `InapplicableError` where it
-does not apply. To add one, write such a function here:
+A probe is a generator of flaws with a name and a meaning. It passes when it yields none; where it does not apply it
+raises `InapplicableError`. To add one, write such a function here:
 
     @probe("shouting", "an answer in capitals is worth what it is in small letters", "gold")
     def shouting(bench: Bench) -> Iterator[Flaw]:
@@ -100,6 +100,8 @@ def _content(task: Task) -> str:
 
 @probe("gymnasium", "gymnasium's own check_env passes")
 def gymnasium(bench: Bench) -> Iterator[Flaw]:
+    if not bench.pools["train"]:
+        raise InapplicableError("there are no training tasks")
     try:
         bench.subject.ask("gymnasium", 4 * bench.deadline_s)
     except SubjectError as error:
@@ -127,7 +129,7 @@ def fits_budget(bench: Bench) -> Iterator[Flaw]:
         needed = sum(tokens(turn) + 1 for turn in case.gold)  # each turn ends with a stop token
         allowed = budget.limit(case.task, budget.BudgetConfig(), bench.about["budget"])
         if needed > allowed:
-            yield Flaw(f"the gold response has {needed} tokens of {bench.model}, the budget is {allowed}", case.task)
+            yield Flaw(f"the gold response has {needed} of {bench.model}'s tokens, the budget is {allowed}", case.task)
 
 
 def _counter(model: str) -> Callable[[str], int]:
@@ -315,7 +317,7 @@ def timeouts(bench: Bench) -> Iterator[Flaw]:
 
 @probe("raises", "no response makes the grader fail: it would be a way out of a bad score")
 def raises(bench: Bench) -> Iterator[Flaw]:
-    for case in bench.some[:2]:
+    for case in bench.some[:1]:
         for text in texts.HOSTILE.values():
             bench.say(case, text)
         for text in texts.HOSTILE_ANSWERS.values() if case.gold else ():

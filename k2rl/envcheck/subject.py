@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 
 from k2rl.env import Env, GymTextEnv
-from k2rl.errors import UserError
+from k2rl.errors import UnavailableError, UserError
 
 START_S = 120.0
 
@@ -73,7 +73,7 @@ class Subject:
         hash_seed: the interpreter's PYTHONHASHSEED.
 
     Raises:
-        UserError: it can't be made, or takes longer than two minutes for it.
+        UserError: it can't be made or set up, or takes longer than two minutes for it; `UnavailableError` is handed on.
     """
 
     def __init__(self, origin: Mapping[str, Any], hash_seed: int) -> None:
@@ -119,8 +119,10 @@ class Subject:
         try:
             self.about = self._exchange(self.origin, START_S)
         except SubjectError as error:
-            self.close()
             raise UserError(f"the environment can't be made: {error}") from None
+        finally:
+            if not self.about:
+                self.close()
 
     def _exchange(self, request: Mapping[str, Any], deadline_s: float) -> Any:
         assert self._process is not None
@@ -143,7 +145,7 @@ class Subject:
             raise
         reply = json.loads(line)
         if "user_error" in reply:
-            raise UserError(reply["user_error"])
+            raise (UnavailableError if reply["unavailable"] else UserError)(reply["user_error"])
         if "raised" in reply:
             raise SubjectError(reply["raised"])
         return reply["value"]

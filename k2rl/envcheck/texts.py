@@ -86,7 +86,7 @@ def mutations(text: str) -> list[str]:
         "backwards": text[::-1],
         "two characters swapped": _swapped(text),
         "negated": f"-{text}",
-        "something else": NONSENSE,
+        "its first half": text[: len(text) // 2],
     }
     return [t for t in changed.values() if t.strip() != text.strip()]
 
@@ -111,16 +111,18 @@ _MARKED = (
     re.compile(r"<answer>(?P<inner>.*?)</answer>", re.DOTALL),
     re.compile(r"```[^\n]*\n(?P<inner>.*?)```", re.DOTALL),
     re.compile(r"####(?P<inner>[^\n]*)"),
-    re.compile(r"answer(?: is)?:?(?P<inner> [^\n]*)", re.IGNORECASE),
+    re.compile(r"\banswer(?: is:?|:)(?P<inner> [^\n]*)", re.IGNORECASE),
 )
 
 
-def bare(response: str) -> str:
-    """The answer in a response without the usual marks around it, or the whole response where there are none."""
+def marked(response: str) -> tuple[int, int] | None:
+    """Where the answer stands in a response that has one of the usual marks around it."""
     for mark in _MARKED:
         if found := list(mark.finditer(response)):
-            return found[-1]["inner"].strip()
-    return response.strip()
+            start, end = found[-1].span("inner")
+            inner = response[start:end]
+            return start + len(inner) - len(inner.lstrip()), end - len(inner) + len(inner.rstrip())
+    return None
 
 
 def mentions(text: str, answer: str) -> bool:

@@ -16,10 +16,8 @@ import os
 import pickle
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
@@ -29,7 +27,7 @@ import gymnasium
 
 from k2rl import plugins
 from k2rl.env import Env, GymTextEnv
-from k2rl.errors import UserError
+from k2rl.errors import UnavailableError, UserError, own_frame, users_code
 from k2rl.types import Task, Verdict
 
 MOST_TURNS = 50
@@ -62,12 +60,12 @@ def _loop() -> None:
             request, reply = json.loads(line), dict[str, Any]()
             try:
                 if worker is None:
-                    worker = _Worker(make(request))
+                    worker = _Worker(request)
                     reply = {"value": worker.describe()}
                 else:
                     reply = {"value": getattr(worker, request.pop("do"))(**request)}
             except UserError as error:
-                reply = {"user_error": str(error)}
+                reply = {"user_error": str(error), "unavailable": isinstance(error, UnavailableError)}
             except Exception as error:
                 reply = {"raised": described(error)}
             replies.write(json.dumps(reply).encode() + b"\n")
@@ -75,16 +73,13 @@ def _loop() -> None:
 
 
 def make(origin: Mapping[str, Any]) -> Env:
-    """The environment of an origin (`subject.origin_of`), set up as a worker of a run does it."""
+    """The environment of an origin (`subject.origin_of`)."""
     if "id" in origin:
-        env = plugins.make_env(origin["id"], origin["args"])
-    else:
-        for name, file in origin["modules"].items():
-            _import(name, file)
-        made = pickle.loads(base64.b64decode(origin["pickle"]))
-        env = made if isinstance(made, Env) else made()
-    env.setup()
-    return env
+        return plugins.make_env(origin["id"], origin["args"])
+    for name, file in origin["modules"].items():
+        _import(name, file)
+    made = pickle.loads(base64.b64decode(origin["pickle"]))
+    return made if isinstance(made, Env) else made()
 
 
 def _import(name: str, file: str) -> None:
@@ -99,24 +94,26 @@ def _import(name: str, file: str) -> None:
         spec.loader.exec_module(sys.modules[name])
 
 
-def described(error: BaseException) -> str:
-    """`KeyError: 'x' (my_env.py:12)`: the innermost place that is the user's, else the innermost of all."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    own = [f for f in frames if not f.filename.startswith(_FOREIGN) and "site-packages" not in f.filename]
-    at = f" ({(own or frames)[-1].filename}:{(own or frames)[-1].lineno})" if frames else ""
+def described(error: Exception) -> str:
+    """`KeyError: 'x' (my_env.py:12)`."""
+    frame = own_frame(error)
     first_line = (str(error).splitlines() or [""])[0][:200]
-    return f"{type(error).__name__}: {first_line}{at}"
-
-
-_FOREIGN = (sysconfig.get_paths()["stdlib"], os.path.dirname(plugins.__file__), "<frozen")
+    return f"{type(error).__name__}: {first_line} ({frame.filename}:{frame.lineno})"
 
 
 class _Worker:
-    """What may be asked; every answer is JSON."""
+    """What may be asked; every answer is JSON.
 
-    def __init__(self, env: Env) -> None:
-        self.env = env
-        self.inner: gymnasium.Env[Any, Any] = env.inner.unwrapped if isinstance(env, GymTextEnv) else env
+    As in a run, one instance gives the tasks, and another one, on which `setup()` was called, plays.
+    """
+
+    def __init__(self, origin: Mapping[str, Any]) -> None:
+        self.template, self.env = make(origin), make(origin)
+        self.inner: gymnasium.Env[Any, Any] = self.env
+        if isinstance(self.env, GymTextEnv):
+            self.inner = self.env.inner.unwrapped
+        with users_code("setup()"):
+            self.env.setup()
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -130,8 +127,8 @@ class _Worker:
     def tasks(self, split: str, seed: int, n: int, seconds: float) -> dict[str, Any]:
         """The first `n` tasks, fewer where that takes longer; `unfit`: what JSON does not give back as it was."""
         found, unfit, end = [], [], time.monotonic() + seconds
-        try:
-            for task in self.env.tasks(split, seed):  # type: ignore[arg-type]
+        with users_code(f"tasks({split!r}, {seed})"):
+            for task in self.template.tasks(split, seed):  # type: ignore[arg-type]
                 if not isinstance(task, Task):
                     raise UserError(f"tasks({split!r}, {seed}) must yield k2rl.Task, got {type(task).__name__}")
                 if why := _unfit(task):
@@ -140,17 +137,13 @@ class _Worker:
                     found.append(task.to_json())
                 if len(found) + len(unfit) >= n or time.monotonic() > end:
                     break
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"tasks({split!r}, {seed}) raised {described(error)}") from error
         return {"tasks": found, "unfit": unfit}
 
     def golds(self, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         for task in map(Task.from_json, tasks):
             try:
-                gold = self.env.gold(task)
+                gold = self.template.gold(task)
                 found.append({"gold": gold if gold is None or isinstance(gold, str) else [str(g) for g in gold]})
             except Exception as error:
                 found.append({"raised": described(error)})

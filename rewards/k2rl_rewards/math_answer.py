@@ -139,11 +139,15 @@ class MathAnswer:
         self.deadline_s = deadline_s
 
     def __call__(self, response: str, reference: Mapping[str, object]) -> Verdict:
-        gold = str(reference["answer"])
         try:
             answer = final_answer(response)
         except NoAnswerError as error:
             return Verdict.malformed(str(error))
+        return self.bare(answer, reference)
+
+    def bare(self, answer: str, reference: Mapping[str, object]) -> Verdict:
+        """The verdict on an answer without the search for it in a response, as evaluation data has it."""
+        gold = str(reference["answer"])
         with contextlib.suppress(NoAnswerError):
             gold = final_answer(gold)
         return self.compare(answer, gold)
