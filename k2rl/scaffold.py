@@ -56,7 +56,7 @@ from k2rl.envcheck import check_env
 def test_it_is_fit_to_train_on() -> None:
     """The gold answers pass, hacks fail, tasks repeat, splits are apart, …: as `k2rl env check` says."""
     report = check_env(CLASS())
-    assert report.ok, report
+    assert report.ok, str(report)
 
 
 def test_right_and_wrong_answers() -> None:

@@ -172,13 +172,6 @@ class Hangs(Sound):
         return super().verify(task, response)
 
 
-class SlowOnLongTexts(Sound):
-    def verify(self, task: Task, response: str) -> Verdict:
-        if len(response) > 900_000 and response[0] == "7":
-            time.sleep(0.4)
-        return super().verify(task, response)
-
-
 class AlwaysSlow(Sound):
     def verify(self, task: Task, response: str) -> Verdict:
         time.sleep(0.003)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import flawed_envs
 import gymnasium
 import pytest
 import two_turn_env
+from k2rl_envs.logic_env import GAMES
 
 from k2rl.envcheck import PROBES, Report, check_env, probes, texts
 from k2rl.envcheck.bench import Case
@@ -64,24 +65,26 @@ def check(name: str, **options: Any) -> Report:
 
 
 @pytest.fixture(scope="module")
-def report_on() -> Callable[[str], Report]:
-    """Reports on environments of flawed_envs.py, made two at a time as most of their time is spent waiting."""
+def report_on(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Report]]:
+    """Reports on environments of flawed_envs.py: all that the chosen tests ask for, made two at a time."""
+    chosen = [i.callspec.params.get("name") for i in request.session.items if hasattr(i, "callspec")]
+    names = dict.fromkeys(name for name in (*SOUND, *FLAWED) if name in chosen)
     with ThreadPoolExecutor(2) as pool:
-        reports = {name: pool.submit(check, name) for name in [*SOUND, *FLAWED]}
-        return lambda name: reports[name].result()
+        reports = {name: pool.submit(check, name) for name in names}
+        yield lambda name: reports[name].result() if name in reports else check(name)
 
 
 @pytest.mark.parametrize("name", SOUND)
 def test_sound_environments_pass(name: str, report_on: Callable[[str], Report]) -> None:
     report = report_on(name)
-    assert report.ok, report
+    assert report.ok, str(report)
     assert {f.result for f in report.findings} == {"passed"}
 
 
 @pytest.mark.parametrize("name", FLAWED)
 def test_a_planted_flaw_is_found(name: str, report_on: Callable[[str], Report]) -> None:
     report = report_on(name)
-    assert report.failed == FLAWED[name], report
+    assert report.failed == FLAWED[name], str(report)
 
 
 def test_every_kind_of_flaw_has_an_environment() -> None:
@@ -101,12 +104,9 @@ def test_a_finding_names_probe_task_and_evidence(report_on: Callable[[str], Repo
 
 def test_slow_graders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "SLOW_S", 0.002)
-    assert check("AlwaysSlow", tasks=2).failed == ["fast"]
-    monkeypatch.setattr(probes, "SLOW_S", 10.0)
-    monkeypatch.setattr(probes, "HOSTILE_SLOW_S", 0.3)
-    report = check("SlowOnLongTexts", tasks=2)
+    report = check("AlwaysSlow", tasks=2)
     assert report.failed == ["fast"]
-    assert "1 MB of digits took 0." in str(report)
+    assert "episodes took longer than 0.00 s" in str(report)
 
 
 def test_what_accepts_everything_fails_every_hack() -> None:
@@ -116,20 +116,20 @@ def test_what_accepts_everything_fails_every_hack() -> None:
 
 def test_a_grader_that_hangs_every_time_is_given_up() -> None:
     report = check("HangsOnAll", tasks=2, deadline_s=0.5)
-    assert set(report.failed) == {"gold", "hangs"}
+    assert set(report.failed) == {"gymnasium", "gold", "hangs"}
     skipped = {f.probe: f.reason for f in report.findings if f.result == "skipped"}
     assert "hung 3 times" in skipped["empty"]
 
 
 def test_two_turns() -> None:
     report = check_env(two_turn_env.TwoTurn(snapshots=True), tasks=12)
-    assert report.ok, report
+    assert report.ok, str(report)
 
 
 @pytest.mark.parametrize("env", [two_turn_env.PlainGym(), "two_turn_env:PlainGym"])
 def test_a_plain_gymnasium_env(env: gymnasium.Env[str, str] | str) -> None:
     report = check_env(env, tasks=4)
-    assert report.ok, report
+    assert report.ok, str(report)
     results = {f.probe: (f.result, f.reason) for f in report.findings}
     assert results["processes"] == results["verdicts"] == results["raises"] == ("passed", "")
     assert results["gold"] == ("skipped", "the environment gives no verdicts")
@@ -138,7 +138,7 @@ def test_a_plain_gymnasium_env(env: gymnasium.Env[str, str] | str) -> None:
 
 def test_without_gold_the_other_probes_run() -> None:
     report = check_env("two_turn_env:Broken", tasks=4)
-    assert report.ok, report
+    assert report.ok, str(report)
     skipped = {f.probe for f in report.findings if f.result == "skipped"}
     assert skipped == {
         *("gold", "budget", "leak", "mutations", "constant", "candidates", "buried", "isolated", "timeouts")
@@ -202,9 +202,9 @@ def test_instances_that_no_other_process_can_have() -> None:
 
 def test_arguments_of_an_instance_are_kept() -> None:
     report = check_env(flawed_envs.NeedsArguments(3), tasks=4)
-    assert report.ok, report
+    assert report.ok, str(report)
     report = check_env("flawed_envs:SoundMessages", args={"system": "Be kind."}, tasks=4)
-    assert report.ok, report
+    assert report.ok, str(report)
 
 
 @pytest.mark.parametrize("name", sorted(installed("envs")))
@@ -213,28 +213,28 @@ def test_shipped_environments_pass(name: str) -> None:
         report = check_env(name)
     except UnavailableError as error:
         pytest.skip(str(error))
-    assert report.ok, report
+    assert report.ok, str(report)
 
 
 MODES: list[tuple[str, Mapping[str, Any]]] = [
-    ("math", {"level": [1, 2, 3, 4, 5, 6], "kinds": "algebra"}),
+    ("math", {"level": [3, 4, 5, 6], "kinds": "algebra"}),
     ("math", {"level": 1, "styles": {"direct": 1.0}, "instruction": ""}),
-    ("logic", {"game": "24"}),
     ("logic", {"game": "countdown", "level": [1, 5], "instruction": ""}),
+    *(("logic", {"game": game}) for game in GAMES if ":" not in game),
 ]
 
 
 @pytest.mark.parametrize(("name", "args"), MODES)
 def test_modes_of_shipped_environments_pass(name: str, args: Mapping[str, Any]) -> None:
     report = check_env(name, args=args, tasks=12)
-    assert report.ok, report
+    assert report.ok, str(report)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("data_set", ["chain_sum", "word_sorting", "mini_sudoku"])
 def test_reasoning_gym_passes(data_set: str) -> None:
     report = check_env("logic", args={"game": f"reasoning_gym:{data_set}"}, tasks=9)
-    assert report.ok, report
+    assert report.ok, str(report)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_real_problems_pass(file: str, fields: Mapping[str, str] | None, shared_
     """All but the budget in nano's tokens, which real solutions may exceed."""
     args = {"data": str(shared_data / file), **({"fields": fields} if fields else {})}
     report = check_env("math", args=args, tasks=12)
-    assert set(report.failed) <= {"budget"}, report
+    assert set(report.failed) <= {"budget"}, str(report)
 
 
 # --- the pieces ------------------------------------------------------------------------------------------------
@@ -259,6 +259,7 @@ def test_real_problems_pass(file: str, fields: Mapping[str, str] | None, shared_
     ("gold", "answer", "bare"),
     [
         ("6*7=42 #### 42", "42", "42"),
+        ("#### 1 ####\n1 2\n2 1\n", None, "1 2\n2 1"),
         ("So \\boxed{\\frac{1}{2}}. Of 2 halves.", "1/2", "\\frac{1}{2}"),
         ("2 boxes: \\boxed{1} and \\boxed{2}", None, "2"),
         ("<answer>\na b\n</answer>", None, "a b"),

@@ -156,6 +156,11 @@ def test_real_data(file: str, fields: Mapping[str, str] | None, rows: int) -> No
     assert sum(env.verify(t, env.gold(t)).score == 1.0 for t in checked) >= 0.99 * len(checked)
 
 
+def test_a_level_without_problems_of_the_kind_is_refused() -> None:
+    with pytest.raises(UserError, match="level 1 has no algebra"):
+        MathEnv(level=[1, 3], kinds="algebra")
+
+
 def test_kinds_and_styles_of_generated_problems() -> None:
     algebra = MathEnv(level=3, kinds=["algebra"])
     assert {t.tags[0] for t in islice(algebra.tasks("train", 0), 30)} == {"algebra"}

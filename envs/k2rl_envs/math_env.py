@@ -71,6 +71,8 @@ class MathEnv(SingleTurnEnv):
             refuse("generated problems (no data)", test_data=test_data, fields=fields, test_share=test_share)
             self.shares = level_shares(3 if level is None else level, arithmetic.LEVELS)
             self.kinds = _kinds(kinds)
+            if 1 in self.shares and "arithmetic" not in self.kinds:
+                raise UserError("level 1 has no algebra: give level 2 or higher, or leave kinds out")
             self.styles = style_shares(styles, STYLES)
             return
         refuse("data rows", level=level, kinds=kinds, styles=styles)

@@ -127,8 +127,9 @@ def _final_answer(response: str, gold: str | None) -> str:
     hashes = None if gold and "####" in gold else after_hashes(response)
     if hashes is not None and "<answer>" not in hashes and "\\boxed" not in hashes:
         return hashes  # Otherwise the hashes are a heading.
-    tagged = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
     boxed = last_boxed(response)
     if boxed is not None:
         return boxed.strip()
-    return (tagged[-1] if tagged else response).strip()
+    before, closed, _ = response.rpartition("</answer>")
+    _, opened, tagged = before.rpartition("<answer>")
+    return (tagged if closed and opened else response).strip()

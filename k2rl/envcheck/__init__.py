@@ -4,7 +4,7 @@
 
     def test_my_env():
         report = check_env(MyEnv())
-        assert report.ok, report
+        assert report.ok, str(report)
 
 The environment runs in a process of its own (`worker.py`, seen through `subject.py`), so that a grader that hangs is
 reported instead of waited for. `bench.py` plays episodes there, `probes.py` is the table of what is asked of them.

@@ -33,7 +33,6 @@ from k2rl.types import SCORED, Status, Task
 MOST_CONSTANT = 0.5
 """Share of the tasks from which on one and the same response passes too often."""
 SLOW_S = 0.5
-HOSTILE_SLOW_S = 10.0
 
 NO_GOLD = "gold() knows no response"
 
@@ -278,11 +277,11 @@ def _unlike(case: Case, lines: Iterable[str]) -> list[str]:
 @probe("isolated", "episodes at the same time don't disturb each other", "gold")
 def isolated(bench: Bench) -> Iterator[Flaw]:
     cases = bench.known[:3]
-    if len(cases) < 2:
-        raise InapplicableError("needs two tasks with a gold response")
+    if len(cases) < 2 or any(bench.gold(c).hung for c in cases):
+        raise InapplicableError("needs two tasks with a gold response that comes to an end")
     for case, played in zip(cases, bench.together(cases), strict=True):
         alone = bench.gold(case)
-        if not alone.hung and played.key != alone.key:
+        if played.key != alone.key:
             yield Flaw(f"alone: {alone.outcome}; beside others: {played.outcome}", case.task)
 
 
@@ -335,14 +334,11 @@ def hangs(bench: Bench) -> Iterator[Flaw]:
             yield Flaw(f"{_named(played.said[-1])}: {played.hung}", played.task)
 
 
-@probe("fast", f"a verdict takes less than {SLOW_S:g} s, on a hostile response {HOSTILE_SLOW_S:g} s")
+@probe("fast", f"most verdicts take less than {SLOW_S:g} s")
 def fast(bench: Bench) -> Iterator[Flaw]:
-    usual = [p.seconds for p in bench.log if not p.hung]
-    if usual and statistics.median(usual) > SLOW_S:
-        yield Flaw(f"half of {len(usual)} episodes took longer than {statistics.median(usual):.2f} s")
-    for played in bench.log:
-        if played.seconds > HOSTILE_SLOW_S:
-            yield Flaw(f"{_named(played.said[-1])} took {played.seconds:.1f} s", played.task)
+    seconds = [p.seconds for p in bench.log if not p.hung]
+    if seconds and statistics.median(seconds) > SLOW_S:
+        yield Flaw(f"half of {len(seconds)} episodes took longer than {statistics.median(seconds):.2f} s")
 
 
 def _named(text: str) -> str:

@@ -54,9 +54,9 @@ class Finding:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """All findings on an environment. `str(report)` is what `assert report.ok, report` shows."""
+    """All findings on an environment. `assert report.ok, str(report)` shows what is wrong."""
 
     env: str
     findings: tuple[Finding, ...]
@@ -76,6 +76,8 @@ class Report:
     def __str__(self) -> str:
         shown = [f for f in self.findings if f.result != "passed"]
         return "\n".join([self.headline, *(f"  {f.result} {f.probe} ({f.meaning}): {f.note}" for f in shown)])
+
+    __repr__ = __str__  # pytest shows the beginning of it where a report itself is the message
 
     @property
     def headline(self) -> str:

@@ -110,7 +110,7 @@ _MARKED = (
     re.compile(r"\\boxed\{(?P<inner>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"),
     re.compile(r"<answer>(?P<inner>.*?)</answer>", re.DOTALL),
     re.compile(r"```[^\n]*\n(?P<inner>.*?)```", re.DOTALL),
-    re.compile(r"####(?P<inner>[^\n]*)"),
+    re.compile(r"####(?P<inner>(?:(?!####).)*)", re.DOTALL),
     re.compile(r"\banswer(?: is:?|:)(?P<inner> [^\n]*)", re.IGNORECASE),
 )
 
