@@ -252,6 +252,16 @@ def test_real_problems_pass(file: str, fields: Mapping[str, str] | None, shared_
     assert set(report.failed) <= {"budget"}, str(report)
 
 
+@pytest.mark.slow
+def test_mbpp_passes(shared_data: Path) -> None:
+    try:
+        report = check_env("code", args={"data": str(shared_data / "mbpp/mbpp.jsonl"), "gold": "trust"}, tasks=6)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    assert report.ok, str(report)
+    assert [f.probe for f in report.findings if f.result == "waived"] == ["candidates"]
+
+
 # --- the pieces ------------------------------------------------------------------------------------------------
 
 
