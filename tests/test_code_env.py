@@ -267,7 +267,7 @@ def test_mbpp(jail: Sandbox, shared_data: Path) -> None:
     found = [code_rows.reference_and_solution(row) for row in rows]
     needing = [(solution, {"tests": r["tests"]}) for r, solution in found if "setup" in r]
     constant = ["\n".join(f"def {n}(*a, **k): return None" for n in program_tests(r).names) for r, _ in found]
-    reward = UnitTests()
+    reward = UnitTests(limits={"cpu_s": 30, "wall_s": 120})  # One solution computes for seconds.
 
     def passing(programs: list[str | None], references: list[dict[str, Any]]) -> int:
         with ThreadPoolExecutor(2) as workers:
