@@ -3,7 +3,8 @@
 Levels:
     full: an empty root with the interpreter read-only; own user, mount, network, ipc and pid namespaces; per program a
         small scratch folder; no capabilities, Landlock, a seccomp allowlist, resource limits.
-    landlock: where namespaces are denied; no writable folder at all. `stat` of foreign paths is not stopped.
+    landlock: where namespaces are denied; no writable folder at all. `stat` of foreign paths is not stopped, nor a
+        program that starts threads by the thousand.
     unsafe: resource limits only. Never chosen by itself.
 """
 
@@ -15,6 +16,7 @@ import os
 import resource
 import signal
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,19 +24,22 @@ from k2rl.sandbox import syscalls as sc
 
 NOBODY = 65534
 SCRATCH_MB, SCRATCH_FILES = 16, 512
+THREADS = 512  # of all programs in a zygote's namespace
 _BOX = "/box"  # The scratch folder lies in it: Landlock looks past a mount point, so its rule must be on the parent.
 
 # System calls by number on x86-64.
 _ALLOWED = (
     *(0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 19, 20, 21, 22, 23, 24, 25),  # files, memory, signals
     *(28, 32, 33, 34, 35, 36, 37, 38, 39),  # madvise, dup, sleep, timers, getpid
-    *(48, 60, 63, 72, 73, 74, 75, 76, 77, 78, 79, 80, 82, 83, 84, 87, 89, 90, 91, 95, 96, 97, 98, 99, 100, 102),
+    *(48, 60, 63, 73, 74, 75, 77, 78, 79, 80, 82, 83, 84, 87, 89, 95, 96, 97, 98, 99, 100, 102),
     *(104, 107, 108, 110, 111, 127, 128, 131, 186, 201, 202, 204, 213, 217, 218, 221, 228, 229, 230, 231, 232, 233),
-    *(257, 258, 262, 263, 264, 267, 268, 269, 270, 271, 273, 274, 280, 281, 285, 290, 291, 292, 293, 316),
+    *(257, 258, 262, 263, 264, 267, 269, 270, 271, 273, 274, 281, 285, 290, 291, 292, 293, 316),
     *(318, 324, 332, 334, 439, 441, 449),
 )
 # open, stat and friends are above; unshared: socket, connect, execve, fork, ptrace, kill, symlink, link, mount, …
-_MISSING = (435, 302)  # clone3 and prlimit64: the C library falls back to clone and getrlimit
+_OWNERS = (76, 90, 91, 268, 280)  # truncate, chmod, utime: Landlock does not (always) see them, the owner may do them
+_MISSING = (435,)  # clone3: the C library falls back to clone
+_FCNTLS = (*range(8), 36, 37, 38, 1030, 1032)  # dup, flags, locks, size of a pipe; no signals to others, no leases
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # is it a terminal, its size, FIONREAD, FIONBIO, (N)CLOEXEC
 _AF_UNIX = 1
 
@@ -93,6 +98,8 @@ class Jail:
             (resource.RLIMIT_NOFILE, 64),
             (resource.RLIMIT_MSGQUEUE, 0),
             (resource.RLIMIT_MEMLOCK, 0),
+            # Counted per user and namespace: without one of its own it would count all that the user runs.
+            *([(resource.RLIMIT_NPROC, THREADS)] if self.level == "full" else []),
         ):
             resource.setrlimit(kind, (limit, limit))
         if self.level == "unsafe":
@@ -101,10 +108,10 @@ class Jail:
         sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
         sc.landlock_restrict(self._ruleset)
         os.close(self._ruleset)
-        sc.seccomp_restrict(_filter(os.getpid()))
+        sc.seccomp_restrict(_filter(self.level, os.getpid()))
 
     def _rights(self, places: dict[str, str]) -> list[tuple[str, int]]:
-        rights = [(path, sc.READ_FILE | sc.READ_DIR) for path in places]
+        rights = [right for path in places for right in _reading(path, _packages(places))]
         rights += [(f"/dev/{name}", sc.READ_FILE | (sc.WRITE_FILE if name == "null" else 0)) for name in _DEVICES]
         return [*rights, (_BOX, sc.READ_WRITE)] if self.level == "full" else rights
 
@@ -113,13 +120,31 @@ _DEVICES = ("null", "zero", "urandom")
 
 
 def _readable_places() -> dict[str, str]:
-    """The folders a program may read, each mapped to where it is found: system libraries and the standard library."""
-    wanted = ["/usr", *(p for p in ("/lib", "/lib64") if os.path.isdir(p) and not os.path.islink(p))]
+    """The folders a program may read, each mapped to where it is found: libraries, the standard one, time zones."""
+    places = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo")
+    wanted = [p for p in places if os.path.isdir(p)]
+    wanted += [p for p in ("/lib", "/lib64") if os.path.isdir(p) and not os.path.islink(p)]
     for key in ("stdlib", "platstdlib"):
-        path = os.path.realpath(sysconfig.get_path(key))
+        path = os.path.dirname(os.path.realpath(sysconfig.get_path(key)))  # libraries it needs may lie beside it
         if not any(path == w or path.startswith(w + "/") for w in wanted):
             wanted.append(path)
     return {path: path for path in wanted}
+
+
+def _packages(places: dict[str, str]) -> frozenset[str]:
+    """Folders of installed packages: among them may be the one that holds the answers."""
+    return frozenset(str(found) for place in places for found in Path(place).glob("python*/*-packages"))
+
+
+def _reading(path: str, hidden: frozenset[str]) -> Iterator[tuple[str, int]]:
+    """Landlock's rules that let a program read what is in `path` and not hidden (of that, it may see the names)."""
+    if not any(h.startswith(f"{path}/") for h in hidden):
+        yield path, sc.READ_FILE | (sc.READ_DIR if os.path.isdir(path) else 0)
+        return
+    yield path, sc.READ_DIR
+    for entry in os.scandir(path):
+        if entry.path not in hidden and not entry.is_symlink():
+            yield from _reading(entry.path, hidden)
 
 
 def _mount_point(places: dict[str, str]) -> str:
@@ -175,7 +200,7 @@ def _build_root(root: str, places: dict[str, str]) -> None:
     for path, source in places.items():
         os.makedirs(root + path)
         sc.mount(source, root + path, None, sc.MS_BIND | sc.MS_REC)
-        _read_only(root + path)
+        sc.make_read_only(root + path, recursive=True)
     for name in ("bin", "lib", "lib64", "sbin"):
         if os.path.islink(f"/{name}"):
             os.symlink(os.readlink(f"/{name}"), f"{root}/{name}")
@@ -185,23 +210,17 @@ def _build_root(root: str, places: dict[str, str]) -> None:
         sc.mount(f"/dev/{name}", f"{root}/dev/{name}", None, sc.MS_BIND)
     os.makedirs(f"{root}{_BOX}/tmp")
     os.symlink(f"{_BOX[1:]}/tmp", f"{root}/tmp")
-    _read_only(root)
+    sc.make_read_only(root, recursive=False)  # devices would be none
 
 
-def _read_only(path: str) -> None:
-    """Remount a bind mount read-only; the flags it has are locked and must be given again."""
-    kept = os.statvfs(path).f_flag & (sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC | 0x400 | 0x800 | 0x1000)
-    atime = (0x400 if kept & 0x400 else 0) | (0x800 if kept & 0x800 else 0) | (0x200000 if kept & 0x1000 else 0)
-    flags = kept & (sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC) | atime
-    sc.mount(None, path, None, sc.MS_REMOUNT | sc.MS_BIND | sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV | flags)
-
-
-def _filter(own_pid: int) -> ctypes.Array[ctypes.c_char]:
+def _filter(level: str, own_pid: int) -> ctypes.Array[ctypes.c_char]:
     """The allowlist; the few calls that depend on an argument are those Python's own library makes."""
     return sc.seccomp_filter(
-        _ALLOWED,
+        _ALLOWED + (_OWNERS if level == "full" else ()),
         (
             (16, sc.ArgIs(1, _IOCTLS)),  # ioctl
+            (72, sc.ArgIs(1, _FCNTLS)),  # fcntl
+            (302, sc.ArgIs(0, (0,))),  # prlimit64: its own
             (53, sc.ArgIs(0, (_AF_UNIX,))),  # socketpair: asyncio wakes itself through one
             (44, sc.ArgIs(4, (0,))),  # sendto and recvfrom without an address: on that pair
             (45, sc.ArgIs(4, (0,))),

@@ -15,13 +15,14 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 CLONE_PIDFD, CLONE_THREAD, SIGCHLD = 0x00001000, 0x00010000, 17
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
-MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
+_AT_FDCWD, _AT_RECURSIVE, _RDONLY_NOSUID_NODEV = -100, 0x8000, 1 | 2 | 4
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 
-_SYS_CLONE, _SYS_PIVOT_ROOT, _SYS_CAPSET = 56, 155, 126
+_SYS_CLONE, _SYS_PIVOT_ROOT, _SYS_CAPSET, _SYS_MOUNT_SETATTR = 56, 155, 126, 442
 _SYS_LANDLOCK_CREATE, _SYS_LANDLOCK_ADD, _SYS_LANDLOCK_RESTRICT = 444, 445, 446
 
 # PyDLL keeps the interpreter's lock: after a raw clone the child must not have to take it anew.
@@ -48,6 +49,14 @@ def unshare(flags: int) -> None:
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     _check(_libc.mount(*texts[:3], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
+
+
+def make_read_only(target: str, recursive: bool) -> None:
+    """Nothing on this mount, or on those below it too, can be changed, nor is it a device or setuid."""
+    path = ctypes.create_string_buffer(os.fsencode(target))
+    attributes = ctypes.create_string_buffer(struct.pack("QQQQ", _RDONLY_NOSUID_NODEV, 0, 0, 0), 32)
+    flags = _AT_RECURSIVE if recursive else 0
+    _check(_syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, path, flags, attributes, 32), f"mount_setattr {target}")
 
 
 def detach(target: str) -> None:
@@ -132,7 +141,7 @@ _LOAD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
 
 @dataclass(frozen=True)
 class ArgIs:
-    """The low half of argument `arg` must be one of `values`."""
+    """Argument `arg` must be one of `values` (below 2**32), in all its 64 bits: it may be an address."""
 
     arg: int
     values: tuple[int, ...]
@@ -164,11 +173,14 @@ def seccomp_filter(
     for number in missing:
         code += [(_JEQ, 0, 1, number), (_RET, 0, 0, _ERRNO | 38)]
     for number, condition in when:
+        low = 16 + 8 * condition.arg
         if isinstance(condition, ArgIs):
             tests = [(_JEQ, 0, 1, value) for value in condition.values]
+            body = [(_LOAD, 0, 0, low + 4), (_JEQ, 1, 0, 0), (_RET, 0, 0, _ERRNO | 1)]
         else:
             tests = [(_JSET, 0, 1, condition.bit)]
-        body = [(_LOAD, 0, 0, 16 + 8 * condition.arg)]
+            body = []
+        body.append((_LOAD, 0, 0, low))
         for test in tests:
             body += [test, (_RET, 0, 0, _ALLOW)]
         body.append((_RET, 0, 0, _ERRNO | 1))
