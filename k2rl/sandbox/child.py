@@ -6,16 +6,17 @@ Nothing here is trusted by anyone outside: the program shares this process and m
 from __future__ import annotations
 
 import ast
+import atexit
 import builtins
 import contextlib
 import importlib
-import io
 import json
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TextIO
 
 from k2rl.sandbox import rpc
 from k2rl.sandbox.canonical import canonical
@@ -50,6 +51,7 @@ def _said(error: BaseException) -> bytes:
 def _load(source: str, name: str = MODULE) -> dict[str, Any]:
     """The program's global names, after it ran."""
     module = types.ModuleType(name)
+    module.__file__ = sys.argv[0]
     sys.modules[name] = module
     exec(compile(source, f"<{name}>", "exec", dont_inherit=True), module.__dict__)
     return module.__dict__
@@ -80,11 +82,9 @@ def _calls(job: dict[str, Any]) -> int:
 
 
 def _script(job: dict[str, Any]) -> int:
-    """The program as a script on its stdin and stdout."""
-    sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8", errors="surrogateescape")
-    sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding="utf-8", errors="surrogateescape"
-    )
+    """The program as a script on its stdin and stdout, ended as an interpreter ends one."""
+    stdin, stdout = _stream(0, "r"), _stream(1, "w")
+    vars(sys).update(stdin=stdin, __stdin__=stdin, stdout=stdout, __stdout__=stdout)
     code = 0
     try:
         _load(job["program"], "__main__")
@@ -93,9 +93,16 @@ def _script(job: dict[str, Any]) -> int:
     except BaseException as error:
         _failed(error)
         code = 1
-    with contextlib.suppress(ValueError, OSError):  # a program may have closed it
-        sys.stdout.flush()
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for the program's threads
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, stdout):
+        with contextlib.suppress(Exception):  # a program may have closed it, or put something of its own there
+            stream.flush()
     return code & 0xFF
+
+
+def _stream(fd: int, mode: Literal["r", "w"]) -> TextIO:
+    return open(fd, mode, encoding="utf-8", errors="surrogateescape", closefd=False)
 
 
 def _serve(job: dict[str, Any]) -> int:

@@ -10,6 +10,8 @@ socket of packets:
 
 from __future__ import annotations
 
+import _sitebuiltins
+import builtins
 import fcntl
 import gc
 import importlib
@@ -18,6 +20,7 @@ import os
 import select
 import signal
 import socket
+import sys
 from typing import NoReturn
 
 from k2rl.sandbox import child
@@ -50,6 +53,9 @@ def main(level: str) -> None:
     sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
     for name in PRELOADED.split():
         importlib.import_module(name)
+    for name in ("exit", "quit"):  # as `site` has them, which is left out for its cost
+        setattr(builtins, name, _sitebuiltins.Quitter(name, "the end of input"))
+    sys.argv = ["program.py"]
     gc.disable()
     gc.freeze()  # or the children's collections would copy its pages
     control.send(READY)
