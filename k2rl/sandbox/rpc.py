@@ -30,6 +30,7 @@ class Peer:
         self._answer = answer
         self.objects: list[Any] = []  # ours, by handle
         self.calls = 0
+        self.broken: BaseException | None = None  # why the last request was not answered as it should
 
     def announce(self, names: dict[str, bool]) -> None:
         """Tell the other end which names there are, and whether each can be called."""
@@ -55,15 +56,29 @@ class Peer:
     def ask(self, what: str, *args: Any) -> Any:
         """The other end's answer, or the exception it raised there."""
         self.calls += what == "call"
-        self._send([what, *(self.pack(a) for a in args)])
+        try:
+            answer, raised = self._answered([what, *(self.pack(a) for a in args)])
+        except BaseException as error:
+            self.broken = error
+            raise
+        if raised is None:
+            return answer
+        if what != "next" and isinstance(raised, StopIteration | StopAsyncIteration):
+            # It would end `all(map(…))` around the call: true, and nothing more is asked.
+            raise RuntimeError(f"the program raised {type(raised).__name__}")
+        raise raised
+
+    def _answered(self, request: list[Any]) -> tuple[Any, Exception | None]:
+        """What came back, and what was raised."""
+        self._send(request)
         while True:
             message = self._receive()
             if message is None:
                 raise RemoteError("the program ended before it answered")
             if message[0] == "return":
-                return self.unpack(message[1])
+                return self.unpack(message[1]), None
             if message[0] == "raise":
-                raise _exception(message[1], str(message[2]))
+                return None, _exception(message[1], str(message[2]))
             self._serve(message)
 
     def serve(self) -> None:
@@ -250,10 +265,14 @@ def answer_for_tests(what: str, args: list[Any]) -> Any:
 
 
 def _exception(names: Any, message: str) -> Exception:
-    """The nearest builtin exception of the same name; what would end the tests' own process becomes an error."""
+    """The nearest builtin exception of the same name.
+
+    Raises:
+        RemoteError: there is none: in one process it would have ended the tests too.
+    """
     for name in names if isinstance(names, list) else []:
         kind = getattr(builtins, name, None) if isinstance(name, str) else None
         if isinstance(kind, type) and issubclass(kind, Exception):
             made: Exception = RemoteError(message) if issubclass(kind, UnicodeError) else kind(message)
             return made
-    return RemoteError(f"the program ended by {names[0] if isinstance(names, list) and names else '?'}: {message}")
+    raise RemoteError(f"the program ended by {names[0] if isinstance(names, list) and names else '?'}: {message}")
