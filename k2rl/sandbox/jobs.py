@@ -12,6 +12,7 @@ import json
 import os
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -63,9 +64,9 @@ class CallsJob:
         random.Random(key).shuffle(self.order)
         self.job = {"kind": "calls", "program": program, "calls": [(tests[i].fn, tests[i].args) for i in self.order]}
 
-    def children(self) -> list[Child]:
-        read, write = os.pipe()
-        return [Child([_null(), _null(), _null(), _job(self.job), write], [read])]
+    def children(self, opened: ExitStack) -> list[Child]:
+        read, write = _pipe(opened)
+        return [Child([*_nulls(opened, 3), _job(opened, self.job), write], [read])]
 
     def judge(self, children: Sequence[Child], limits: Limits) -> dict[int, Finding]:
         (child,) = children
@@ -101,11 +102,11 @@ class StdioJob:
         self.index, self.test = index, test
         self.job = {"kind": "script", "program": program}
 
-    def children(self) -> list[Child]:
-        out, out_write = os.pipe()
-        result, result_write = os.pipe()
-        stdin = file_of(self.test.stdin.encode("utf-8", "surrogateescape"))
-        return [Child([stdin, out_write, _null(), _job(self.job), result_write], [out, result])]
+    def children(self, opened: ExitStack) -> list[Child]:
+        out, out_write = _pipe(opened)
+        result, result_write = _pipe(opened)
+        stdin = _file(opened, self.test.stdin.encode("utf-8", "surrogateescape"))
+        return [Child([stdin, out_write, *_nulls(opened, 1), _job(opened, self.job), result_write], [out, result])]
 
     def judge(self, children: Sequence[Child], limits: Limits) -> dict[int, Finding]:
         (child,) = children
@@ -130,12 +131,12 @@ class ScriptsJob:
         self.tests_job = {"kind": "tests", "sources": [tests[i].source for i in self.order], "fns": fns}
         self.program_job = {"kind": "serve", "program": program}
 
-    def children(self) -> list[Child]:
-        asks, ask = os.pipe()
-        answers, answer = os.pipe()
-        read, write = os.pipe()
-        tests = Child([_null(), _null(), _null(), _job(self.tests_job), write, answers, ask], [read])
-        program = Child([_null(), _null(), _null(), _job(self.program_job), answer, asks])
+    def children(self, opened: ExitStack) -> list[Child]:
+        asks, ask = _pipe(opened)
+        answers, answer = _pipe(opened)
+        read, write = _pipe(opened)
+        tests = Child([*_nulls(opened, 3), _job(opened, self.tests_job), write, answers, ask], [read])
+        program = Child([*_nulls(opened, 3), _job(opened, self.program_job), answer, asks])
         return [tests, program]
 
     def judge(self, children: Sequence[Child], limits: Limits) -> dict[int, Finding]:
@@ -170,9 +171,8 @@ def _ending(child: Child, limits: Limits) -> str:
         return f"more than {limits.output_bytes} bytes of output"
     if child.late:
         return f"not done after {limits.wall_s:g} s"
-    if child.cpu_s >= limits.cpu_s or (
-        child.status == -9 and child.cpu_s > limits.cpu_s - 0.1
-    ):  # clocks differ a little
+    # The clock of the limit also counts time that the host took away, the one of the usage does not.
+    if child.cpu_s >= limits.cpu_s or (child.status == -9 and child.cpu_s > limits.cpu_s / 2):
         return f"more than {limits.cpu_s:g} s of processor time"
     if child.status is not None and child.status < 0:
         return f"ended by signal {-child.status}"
@@ -191,12 +191,32 @@ def frames_of(data: bytes) -> list[tuple[bytes, bytes]] | None:
     return frames
 
 
-def _null() -> int:
-    return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+# File descriptors of a job's children; `opened` closes them again if not all can be had.
 
 
-def _job(job: dict[str, Any]) -> int:
-    return file_of(json.dumps(job).encode())
+def _pipe(opened: ExitStack) -> tuple[int, int]:
+    read, write = os.pipe()
+    opened.callback(os.close, read)
+    opened.callback(os.close, write)
+    return read, write
+
+
+def _nulls(opened: ExitStack, number: int) -> list[int]:
+    found = []
+    for _ in range(number):
+        found.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        opened.callback(os.close, found[-1])
+    return found
+
+
+def _file(opened: ExitStack, data: bytes) -> int:
+    fd = file_of(data)
+    opened.callback(os.close, fd)
+    return fd
+
+
+def _job(opened: ExitStack, job: dict[str, Any]) -> int:
+    return _file(opened, json.dumps(job).encode())
 
 
 def printable(data: bytes) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import queue
+import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from k2rl.errors import UnavailableError
@@ -41,13 +43,11 @@ class LocalSandbox:
 
     def __init__(self, level: str | None = None, workers: int | None = None) -> None:
         self.level, first = _best_level(level)
-        cores = len(os.sched_getaffinity(0))
-        self._idle: queue.LifoQueue[Zygote | None] = queue.LifoQueue()
-        for _ in range((workers or cores) - 1):
-            self._idle.put(None)
-        self._idle.put(first)
-        self.workers = workers or cores
+        self.workers = workers or len(os.sched_getaffinity(0))
         self.restarts = 0
+        self._fill(first)
+        forget = weakref.WeakMethod(self._forget)
+        os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
 
     def run(self, program: str, tests: Sequence[ProgramTest], limits: Limits = DEFAULT_LIMITS) -> Outcome:
         """See `protocols.Sandbox`.
@@ -57,33 +57,40 @@ class LocalSandbox:
         """
         jobs = jobs_of(program, tests)
         started = time.perf_counter()
-        with self._slot() as slot:
-            try:
-                findings, cpu_s = self._attempt(slot, jobs, limits)
-            except _JailError as first:
-                # Whose doing is it? If the control program passes and this one fails again, it is the program's.
-                try:
-                    self._attempt(slot, jobs_of(*_CONTROL), limits)
-                except _JailError as error:
-                    verdict = Verdict.failure(
-                        Status.INFRA_ERROR, f"the sandbox fails, also on a control program: {error}"
-                    )
-                    return Outcome(verdict, (), 0.0, time.perf_counter() - started)
-                try:
-                    findings, cpu_s = self._attempt(slot, jobs, limits)
-                except _JailError:
-                    verdict = Verdict.malformed(f"on this program the sandbox fails, twice: {first}")
-                    return Outcome(verdict, (False,) * len(tests), 0.0, time.perf_counter() - started)
-        wall_s = time.perf_counter() - started
-        return Outcome(verdict_of(findings), tuple(f.passed for f in findings), cpu_s, wall_s)
+        findings: Sequence[Finding] = ()
+        cpu_s = 0.0
+        try:
+            with self._slot() as slot:
+                findings, cpu_s = self._attributed(slot, jobs, limits)
+            verdict = verdict_of(findings)
+        except _ProgramError as error:
+            findings = [Finding(False)] * len(tests)
+            verdict = Verdict.malformed(str(error))
+        except (_JailError, _MachineError) as error:
+            verdict = Verdict.failure(Status.INFRA_ERROR, str(error))
+        return Outcome(verdict, tuple(f.passed for f in findings), cpu_s, time.perf_counter() - started)
 
     def close(self) -> None:
-        """End the fork servers; a later run starts others."""
-        for _ in range(self.workers):
-            zygote = self._idle.get()
+        """End the fork servers, each when its program has ended; a later run starts others."""
+        with self._closing:
+            zygotes = [self._idle.get() for _ in range(self.workers)]
+            for zygote in zygotes:
+                if zygote is not None:
+                    zygote.close()
+                self._idle.put(None)
+
+    def _fill(self, first: Zygote | None = None) -> None:
+        self._closing = threading.Lock()  # two that close must not wait for what the other holds
+        self._idle: queue.LifoQueue[Zygote | None] = queue.LifoQueue()
+        for zygote in [None] * (self.workers - 1) + [first]:
+            self._idle.put(zygote)
+
+    def _forget(self) -> None:
+        """In a forked process: the parent's jails are not ours."""
+        for zygote in self._idle.queue:
             if zygote is not None:
-                zygote.close()
-            self._idle.put(None)
+                zygote.forget()
+        self._fill()
 
     @contextmanager
     def _slot(self) -> Iterator[_Slot]:
@@ -93,6 +100,25 @@ class LocalSandbox:
         finally:
             self.restarts += slot.restarts
             self._idle.put(slot.zygote)
+
+    def _attributed(self, slot: _Slot, jobs: Sequence[Job], limits: Limits) -> tuple[list[Finding], float]:
+        """The findings and the processor time used; a failure is put down to whoever causes it.
+
+        Raises:
+            _ProgramError: the jail fails again and again on this program, but not on a control program.
+            _JailError, _MachineError: it fails on that too, or no program can be started at all.
+        """
+        try:
+            return self._attempt(slot, jobs, limits)
+        except _JailError as first:
+            try:
+                self._attempt(slot, jobs_of(*_CONTROL), limits)
+            except _JailError as error:
+                raise _JailError(f"the sandbox fails, also on a control program: {error}") from None
+            try:
+                return self._attempt(slot, jobs, limits)
+            except _JailError:
+                raise _ProgramError(f"on this program the sandbox fails, twice: {first}") from None
 
     def _attempt(self, slot: _Slot, jobs: Sequence[Job], limits: Limits) -> tuple[list[Finding], float]:
         findings: dict[int, Finding] = {}
@@ -105,7 +131,15 @@ class LocalSandbox:
 
 
 class _JailError(Exception):
-    """The jail failed; the message says how."""
+    """The jail failed on a program; the message says how."""
+
+
+class _ProgramError(Exception):
+    """And that is the program's doing."""
+
+
+class _MachineError(Exception):
+    """No program can be started at present: no memory, no file descriptors."""
 
 
 @dataclass
@@ -121,19 +155,23 @@ class _Slot:
 
         Raises:
             _JailError: the zygote died or could not jail the child.
+            _MachineError: there is no zygote to be had, or no pipes.
         """
-        if self.zygote is None:
-            try:
-                self.zygote = Zygote(self.level)
-            except (ZygoteError, OSError) as error:
-                raise _JailError(str(error)) from None
-        children = job.children()
+        try:
+            self.zygote = self.zygote or Zygote(self.level)
+            with ExitStack() as opened:
+                children = job.children(opened)
+                opened.pop_all()
+        except (ZygoteError, OSError) as error:
+            raise _MachineError(f"the sandbox can't start a program: {error}") from None
         try:
             self.zygote.run(children, limits)
-        except ZygoteError as error:
+        except BaseException as error:  # an interrupt too: the next program must not meet what this one left there
             self.zygote.close()
             self.zygote = None
             self.restarts += 1
+            if not isinstance(error, ZygoteError):
+                raise
             raise _JailError(str(error)) from None
         finally:
             for child in children:
@@ -188,7 +226,7 @@ def try_level(level: str) -> tuple[Zygote | None, str]:
         job = CallsJob(canary.program, {0: CallTest("attack", "()", repr(canaries.STOPPED))})
         try:
             children = slot.run(job, canaries.LIMITS)
-        except _JailError as error:
+        except (_JailError, _MachineError) as error:
             return None, f"{canary.name}: {error}"
         finding = job.judge(children, canaries.LIMITS)[0]
         if not finding.passed:

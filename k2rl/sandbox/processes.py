@@ -52,10 +52,14 @@ class Child:
 def file_of(data: bytes) -> int:
     """A read-only file in memory."""
     fd = os.memfd_create("job", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    fcntl.fcntl(fd, 1033, _SEALS)  # F_ADD_SEALS
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        os.lseek(fd, 0, os.SEEK_SET)
+        fcntl.fcntl(fd, 1033, _SEALS)  # F_ADD_SEALS
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -166,7 +170,11 @@ class Zygote:
 
     def close(self) -> None:
         """End it and every child of it."""
-        self._control.close()
+        self.forget()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+    def forget(self) -> None:
+        """In a forked process: it is the other one's. While this end is open, it does not see the other's death."""
+        self._control.close()
