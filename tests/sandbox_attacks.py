@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from k2rl.protocols import CallTest, Limits, ProgramTest, ScriptTest
+from k2rl.protocols import CallTest, Limits, ProgramTest, ScriptTest, StdioTest
 from k2rl.sandbox.local import LocalSandbox
 
 QUICK = Limits(cpu_s=1.0, wall_s=4.0, memory_mb=256, output_bytes=200_000)
@@ -32,6 +32,7 @@ class Victims:
     udp_port: int
     abstract: str
     path: str
+    datagrams: str
     secret_file: str
     pid: int
 
@@ -49,9 +50,20 @@ def escapes(v: Victims) -> dict[str, str]:
         "UDP": f"socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', {v.udp_port}))",
         "abstract unix socket": f"{unix}s.connect({v.abstract!r})",
         "path unix socket": f"{unix}s.connect({v.path!r})",
+        "datagram by a pair to a path": f"{libc}{_DATAGRAM}".replace("ADDRESS", repr(v.datagrams.encode() + b"\0")),
         "read /etc/passwd": "open('/etc/passwd').read()",
         "read a file beside the project": f"open({v.secret_file!r}).read()",
         "read the project": f"open({__file__!r}).read()",
+        "read installed packages": _READ_PACKAGES,
+        "change the mode of a foreign file": f"os.chmod({v.secret_file!r}, 0o604)",
+        "change the time of a foreign file": f"os.utime({v.secret_file!r}, (1, 1))",
+        "truncate a foreign file": f"os.truncate({v.secret_file!r}, 0)",
+        "take a lease": "import fcntl, json; fcntl.fcntl(open(json.__file__), 1024, fcntl.F_UNLCK)",
+        "have a signal sent": (
+            f"import fcntl\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, {v.pid})\nfcntl.fcntl(r, 10, 9)\n"
+            "fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')"
+        ),
+        "2000 threads": f"{libc}{_THREADS}",
         "environment of a process": f"open('/proc/{v.pid}/environ', 'rb').read()",
         "memory of a process": f"open('/proc/{v.pid}/mem', 'rb').read(1)",
         "environment of its own parent": "open(f'/proc/{os.getppid()}/environ', 'rb').read()",
@@ -91,6 +103,35 @@ def escapes(v: Victims) -> dict[str, str]:
     }
 
 
+# An address whose lower half is null.
+_DATAGRAM = """
+import struct
+libc.mmap.restype, place = ctypes.c_void_p, ctypes.c_void_p(1 << 32)
+libc.mmap(place, 4096, 3, 0x32, -1, 0)
+address = struct.pack("H", 1) + ADDRESS
+ctypes.memmove(place, address, len(address))
+mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+if libc.sendto(mine.fileno(), b"x", ctypes.c_size_t(1), 0, place, len(address)) < 0:
+    raise OSError(ctypes.get_errno(), "refused")
+"""
+_THREADS = """
+stack = ctypes.create_string_buffer(1 << 16)
+top = ctypes.c_void_p(ctypes.addressof(stack) + (1 << 15))
+for _ in range(2000):
+    if libc.clone(libc.pause, top, 0x50F00, None) < 0: raise OSError(ctypes.get_errno(), "refused")
+"""
+_READ_PACKAGES = """
+import glob, sysconfig
+opened = 0
+for folder in (os.path.dirname(sysconfig.get_path("stdlib")), "/usr/lib", "/usr/local/lib"):
+    for path in glob.glob(folder + "/python*/*-packages/*/*.py") + glob.glob(folder + "/python*/*-packages/*.*"):
+        try: open(path).close()
+        except OSError: continue
+        opened += 1
+if not opened: raise OSError("no package can be read")
+"""
+
+
 def escape_program(statements: str) -> str:
     return (
         "import os, socket\ndef attack():\n    try:\n"
@@ -99,8 +140,8 @@ def escape_program(statements: str) -> str:
     )
 
 
-# At the weaker level a program may not write anywhere, and `stat` of paths is open; these need the stronger one's folder.
-SCRATCH = {"more than the scratch space", "more files than allowed"}
+# Not for the weaker level: it has no scratch folder, and the user's own processes count as a program's threads would.
+ONLY_FULL = {"more than the scratch space", "more files than allowed", "2000 threads"}
 
 GREEDY = {
     "endless loop": "def f(x):\n    while True: pass",
@@ -228,6 +269,30 @@ FORGERIES = {
     "nothing": "",
 }
 
+# What tests would believe that did not watch the conversation.
+TRICKS = {
+    "StopIteration ends map": (
+        "def f(x):\n    raise StopIteration",
+        "assert all(map(lambda x: f(x) == x * x + 1, (7, 3, 5)))",
+    ),
+    "ends where an exception is expected": (
+        "import os\ndef f(x):\n    os._exit(0)",
+        "try: f(1)\nexcept Exception: pass\nelse: assert False",
+    ),
+    "exits where an exception is expected": (
+        "import sys\ndef f(x):\n    sys.exit(0)",
+        "try: f(1)\nexcept Exception: pass\nelse: assert False",
+    ),
+    "sends no message where an exception is expected": (
+        "import os\ndef f(x):\n    os.write(4, b'[[[\\n' * 50)",
+        "try: f(1)\nexcept: pass\nelse: assert False",
+    ),
+    "sends no value where an exception is expected": (
+        'import os\ndef f(x):\n    os.write(4, b\'["return", ["int", "?"]]\\n\' * 50)',
+        "try: f(1)\nexcept: pass\nelse: assert False",
+    ),
+}
+
 HONEST = {
     "plain": "def f(x):\n    return x * x + 1",
     "lambda": "f = lambda x: x ** 2 + 1",
@@ -258,6 +323,37 @@ HONEST_SCRATCH = {
     "a file of its own": "def f(x):\n    open('notes', 'w').write(str(x * x + 1))\n    return int(open('notes').read())",
 }
 
+# As they are written for contests: each reads `STDIN` and prints its first line.
+HONEST_STDIO = {
+    "exit()": "print(input())\nexit()",
+    "quit(0)": "print(input())\nquit(0)",
+    "main guard": "def main(): print(input())\nif __name__ == '__main__': main()",
+    "open(0)": "print(open(0).read().split()[0])",
+    "os.read": "import os\nprint(os.read(0, os.fstat(0).st_size).split()[0].decode())",
+    "bytes in and out": "import sys\nsys.stdout.buffer.write(sys.stdin.buffer.readline())",
+    "the mode of streams": "import sys\nassert (sys.stdin.mode, sys.stdout.mode) == ('r', 'w')\nprint(input())",
+    "its arguments": "import sys\nif sys.argv[1:]: sys.stdin = open(sys.argv[1])\nprint(input())",
+    "fileinput": "import fileinput\nprint(next(iter(fileinput.input())), end='')",
+    "a file name": "import os\nassert os.path.basename(__file__)\nprint(input())",
+    "a thread nobody waits for": (
+        "import sys, threading, time\ndef main():\n    time.sleep(0.1)\n    print(input())\nsys.setrecursionlimit(10**6)\n"
+        "threading.stack_size(1 << 27)\nthreading.Thread(target=main).start()"
+    ),
+    "prints at exit": (
+        "import atexit, io, sys\nsys.stdout = io.StringIO()\n"
+        "atexit.register(lambda: sys.__stdout__.write(sys.stdout.getvalue()))\nprint(input())"
+    ),
+    "its own stdout": (
+        "import sys\nclass Out:\n    def __init__(self, out): self.write = out.write\n"
+        "sys.stdout = Out(sys.stdout)\nprint(input())"
+    ),
+    "limits of its own": (
+        "import resource\nresource.setrlimit(resource.RLIMIT_STACK, resource.getrlimit(resource.RLIMIT_STACK))\n"
+        "print(input())"
+    ),
+}
+STDIN = "7\n1 2 3\n"
+
 CALLS: tuple[ProgramTest, ...] = tuple(CallTest("f", f"({x},)", str(x * x + 1)) for x in (7, 3, 5, 8, 4, 6))
 SCRIPTS: tuple[ProgramTest, ...] = (
     ScriptTest("for x in (7, 3, 5):\n    assert f(x) == x * x + 1", ("f",)),
@@ -282,6 +378,9 @@ def run_all(level: str) -> dict[str, dict[str, str]]:
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         udp.bind(("127.0.0.1", 0))
         unix = []
+        datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        datagrams.bind(os.path.join(folder, "d"))
+        os.chmod(os.path.join(folder, "d"), 0o777)
         for address in (f"\0k2rl-attack-{os.getpid()}", os.path.join(folder, "s")):
             unix.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             unix[-1].bind(address)
@@ -295,6 +394,7 @@ def run_all(level: str) -> dict[str, dict[str, str]]:
             udp.getsockname()[1],
             f"\0k2rl-attack-{os.getpid()}",
             f"{folder}/s",
+            f"{folder}/d",
             secret,
             victim.pid,
         )
@@ -319,11 +419,13 @@ def _run(sandbox: LocalSandbox, victims: Victims) -> dict[str, dict[str, str]]:
     honest = HONEST | (HONEST_SCRATCH if scratch else {})
     results: dict[str, dict[str, str]] = {
         "escapes": {
-            n: outcome(escape_program(s), stopped) for n, s in escapes(victims).items() if scratch or n not in SCRATCH
+            n: outcome(escape_program(s), stopped) for n, s in escapes(victims).items() if scratch or n not in ONLY_FULL
         },
         "greedy": {n: outcome(p, CALLS[:2]) for n, p in GREEDY.items()},
         "forgeries by calls": {n: outcome(p, CALLS) for n, p in FORGERIES.items()},
         "forgeries by scripts": {n: outcome(p, SCRIPTS) for n, p in FORGERIES.items()},
+        "tricks": {n: outcome(p, (ScriptTest(test, ("f",)),)) for n, (p, test) in TRICKS.items()},
+        "honest by stdin": {n: outcome(p, (StdioTest(STDIN, "7"),)) for n, p in HONEST_STDIO.items()},
         "honest by calls": {n: outcome(p, CALLS) for n, p in honest.items()},
         "honest by scripts": {n: outcome(p, SCRIPTS) for n, p in honest.items()},
         "mutation": {"empties its argument": outcome(FORGERIES["empties its argument"], MUTATION)},

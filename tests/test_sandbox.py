@@ -1,8 +1,10 @@
 import ast
+import contextlib
 import json
 import math
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -170,6 +172,21 @@ def test_a_callback_gives_no_way_into_the_tests(sandbox: LocalSandbox) -> None:
     assert sandbox.run(program, [ScriptTest("answer = 5\nassert f(lambda: 1) == 5")]).verdict.score == 0.0
 
 
+def test_variables_of_a_test_may_be_named_like_modules(sandbox: LocalSandbox) -> None:
+    scripts = (
+        "for msvcrt in (1, 2):\n    assert f(msvcrt) > msvcrt",
+        "nt = [3]\nnt.append(f(3))\nassert nt == [3, 10]",
+    )
+    for script in (*scripts, "assert (lambda nt: nt.real)(f(3)) == 10"):
+        assert sandbox.run(SQUARE, [ScriptTest(script, ("f",))]).verdict.score == 1.0
+
+
+def test_input_is_read_in_blocks(sandbox: LocalSandbox) -> None:
+    program = "import sys\nread = sys.stdin.buffer.readline\nprint(sum(int(read()) for _ in range(200_000)))"
+    test = StdioTest("12345\n" * 200_000, str(12345 * 200_000))
+    assert sandbox.run(program, [test], Limits(cpu_s=1.0)).verdict.score == 1.0
+
+
 def test_verdicts_repeat(sandbox: LocalSandbox) -> None:
     program = "seen = set()\ndef f(x):\n    seen.add(x)\n    return len(seen) + len(str(seen))"
     outcomes = {sandbox.run(program, [CallTest("f", f"('{c}',)", "13") for c in "abcdef"]).passed for _ in range(5)}
@@ -207,6 +224,86 @@ def test_a_fork_server_that_dies_under_a_program_is_replaced() -> None:
         assert sandbox.restarts == 1
     finally:
         sandbox.close()
+
+
+def test_an_interrupted_program_leaves_nothing_to_the_next(sandbox: LocalSandbox) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.run("import time\ndef f(x):\n    time.sleep(0.6)", CALLS)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    late = "import time\ndef f(x):\n    time.sleep(0.2)\n    return x * x + 1"
+    assert sandbox.run(late, CALLS).verdict.score == 1.0
+
+
+def test_closed_all_fork_servers_are_gone_and_others_come() -> None:
+    sandbox = LocalSandbox(workers=3)
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            pool.submit(sandbox.run, "import time\ntime.sleep(0.5)", CALLS)
+    family = _descendants(os.getpid())
+    sandbox.close()
+    assert len({pid for pid in family if _alive(pid)} & _descendants(os.getpid())) <= len(family) - 6
+    assert sandbox.run(SQUARE, CALLS).verdict.score == 1.0
+    sandbox.close()
+
+
+def test_without_file_descriptors_no_program_is_blamed_and_none_are_lost(sandbox: LocalSandbox) -> None:
+    tests: list[list[ProgramTest]] = [[CALLS[0]], [ScriptTest("assert f(0) == 1")], [StdioTest("", "")]]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_fds = len(os.listdir("/proc/self/fd"))
+    taken = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 30, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        statuses = set()
+        for _ in range(20):
+            statuses |= {sandbox.run(SQUARE, test).verdict.status for test in tests}
+            os.close(taken.pop())
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert statuses == {Status.INFRA_ERROR, Status.CORRECT}
+    assert len(os.listdir("/proc/self/fd")) == open_fds
+
+
+def test_a_forked_process_has_fork_servers_of_its_own(sandbox: LocalSandbox) -> None:
+    first = sandbox._idle.get()
+    sandbox._idle.put(first)
+    child = os.fork()
+    if child == 0:
+        taken = sandbox._idle.get()
+        sandbox._idle.put(taken)
+        right = taken is None and sandbox.run(SQUARE, CALLS).verdict.score == 1.0
+        sandbox.close()
+        os._exit(0 if right else 1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+    assert first is not None
+    assert sandbox.run(SQUARE, CALLS).verdict.score == 1.0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_file_systems_mounted_among_the_libraries_are_read_only_too() -> None:
+    code = (
+        "import os; from k2rl.sandbox import syscalls as sc; from k2rl.sandbox.local import LocalSandbox\n"
+        "from k2rl.protocols import CallTest\n"
+        "place = next(e.path for e in os.scandir('/usr/lib') if e.is_dir(follow_symlinks=False))\n"
+        "sc.unshare(sc.CLONE_NEWNS); sc.mount(None, '/', None, sc.MS_REC | sc.MS_PRIVATE)\n"
+        "sc.mount('x', place, 'tmpfs', 0); open(place + '/x', 'w').close(); os.chown(place + '/x', 65534, 65534)\n"
+        "program = f'import os\\ndef f(): os.chmod({place!r} + \"/x\", 0o600)'\n"
+        "print(LocalSandbox('full', 1).run(program, [CallTest('f', '()', 'None')]).verdict.detail)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Read-only file system" in done.stdout, done.stderr
 
 
 def test_where_nothing_can_be_jailed_a_verdict_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sandbox_attacks import FORGERIES, GREEDY, HONEST, HONEST_SCRATCH, SCRATCH, Victims, escapes
+from sandbox_attacks import (
+    FORGERIES,
+    GREEDY,
+    HONEST,
+    HONEST_SCRATCH,
+    HONEST_STDIO,
+    ONLY_FULL,
+    TRICKS,
+    Victims,
+    escapes,
+)
 
 import k2rl
 
@@ -20,7 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jails are made 
 ORDINARY = 1234
 SCRIPT = Path(__file__).with_name("sandbox_attacks.py")
 WHO = ("root, full", "ordinary, full", "ordinary, landlock")
-ESCAPES = sorted(escapes(Victims(1, 1, "", "", "", 1)))
+ESCAPES = sorted(escapes(Victims(1, 1, "", "", "", "", 1)))
 
 Results = dict[str, dict[str, str]]
 
@@ -87,8 +97,8 @@ def results(request: pytest.FixtureRequest, runs: dict[str, Results | str]) -> R
 
 @pytest.mark.parametrize("name", ESCAPES)
 def test_no_program_gets_out(results: Results, name: str) -> None:
-    if name in SCRATCH and results["sandbox"]["level"] != "full":
-        pytest.skip("there is no scratch folder at this level")
+    if name in ONLY_FULL and results["sandbox"]["level"] != "full":
+        pytest.skip("not stopped, or nothing to stop, at this level")
     assert results["escapes"][name] == "accepted"
 
 
@@ -101,6 +111,16 @@ def test_what_a_program_may_use_is_limited(results: Results, name: str) -> None:
 @pytest.mark.parametrize("how", ["calls", "scripts"])
 def test_no_verdict_is_forged(results: Results, how: str, name: str) -> None:
     assert results[f"forgeries by {how}"][name].startswith(("wrong: ", "malformed: "))
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_no_test_is_talked_into_passing(results: Results, name: str) -> None:
+    assert results["tricks"][name].startswith("wrong: ")
+
+
+@pytest.mark.parametrize("name", HONEST_STDIO)
+def test_programs_as_written_for_contests_are_accepted(results: Results, name: str) -> None:
+    assert results["honest by stdin"][name] == "accepted"
 
 
 @pytest.mark.parametrize("name", [*HONEST, *HONEST_SCRATCH])
