@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from k2rl_rewards.grader import GraderProcess
+from k2rl_rewards.grader import GraderPool
 
 # An answer that is never right. A scorer that accepts it (`game_of_life_halting` compares the truth values of
 # two strings) judges nothing: the gold answer's own text is then the only right one.
@@ -131,4 +131,4 @@ def _same_probability(answer: str, gold: str) -> bool:
     return math.isclose(Fraction(answer), Fraction(gold), rel_tol=1e-3)
 
 
-scorer = GraderProcess("k2rl_envs.reasoning_gym_scorer:gym_scorer")
+scorer = GraderPool("k2rl_envs.reasoning_gym_scorer:gym_scorer")

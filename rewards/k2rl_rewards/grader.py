@@ -1,4 +1,4 @@
-"""Graders that may hang, crash or eat all memory: a child process that can be killed, and whose fault a failure is."""
+"""Graders that may hang, crash or eat all memory: child processes that can be killed, and whose fault a failure is."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from multiprocessing.connection import wait
+import weakref
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from k2rl.types import Status, Verdict
+
+MEMORY_BYTES = 2 << 30
+"""The address space of a grader process."""
 
 
 class GraderError(Exception):
@@ -62,10 +66,9 @@ class GraderProcess:
     def __init__(self, factory: str) -> None:
         self.factory = factory
         self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
         self._lock = threading.Lock()
-        atexit.register(self.close)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
+        _graders.add(self)
 
     def call(self, *args: object, deadline_s: float) -> Any:
         """The result of a call.
@@ -75,10 +78,9 @@ class GraderProcess:
         """
         with self._lock:
             try:
-                if self._process is None or self._process.poll() is not None:
+                if self._pipe is None or self._process is None or self._process.poll() is not None:
                     self._start()
-                self._send({"args": args, "deadline_s": deadline_s})
-                reply = self._receive(deadline_s)
+                reply = self._ask({"args": args, "deadline_s": deadline_s}, deadline_s)
             except BaseException:  # Its late reply must not answer the next call.
                 self.close()
                 raise
@@ -89,72 +91,151 @@ class GraderProcess:
     def close(self) -> None:
         """Kill the child; a later call starts another."""
         process, self._process = self._process, None
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
         if process is not None:
             process.kill()
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                with contextlib.suppress(OSError):
-                    pipe.close()
             process.wait()
+
+    def forget(self) -> None:
+        """In a forked child: the parent's grader, and a lock it may hold, are not ours."""
+        self._process, self._pipe, self._lock = None, None, threading.Lock()
 
     def _start(self) -> None:
         self.close()
         code = (
             "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-            "from k2rl_rewards.grader import serve; serve(sys.argv[2])"
+            "from k2rl_rewards.grader import serve; serve(*sys.argv[2:])"
         )
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(sys.path), self.factory],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C stops the run, which then stops its graders.
-        )
-        self._receive(self.start_s)
+        self._pipe, theirs = Pipe()
+        with theirs:
+            arguments = [json.dumps(sys.path), self.factory, str(theirs.fileno()), str(os.getpid())]
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, *arguments],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C stops the run, which then stops its graders.
+            )
+        self._ask(None, self.start_s)
 
-    def _send(self, job: Mapping[str, object]) -> None:
+    def _ask(self, job: object, deadline_s: float) -> dict[str, Any]:
+        assert self._pipe is not None
         assert self._process is not None
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(job).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise GraderError(Status.VERIFIER_ERROR, f"the grader's process is gone: {error}") from None
-
-    def _receive(self, deadline_s: float) -> dict[str, Any]:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        if not wait([self._process.stdout.fileno()], timeout=deadline_s):
-            raise GraderError(Status.TIMEOUT, f"no finding within {deadline_s:g} s")
-        line = self._process.stdout.readline()
-        if not line:
+            if job is not None:
+                self._pipe.send_bytes(json.dumps(job).encode())
+            if not self._pipe.poll(deadline_s):
+                raise GraderError(Status.TIMEOUT, f"no finding within {deadline_s:g} s")
+            reply: dict[str, Any] = json.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError):
             code = self._process.wait()
-            raise GraderError(Status.VERIFIER_ERROR, f"the grader's process ended with code {code}")
-        reply: dict[str, Any] = json.loads(line)
+            raise GraderError(Status.VERIFIER_ERROR, f"the grader's process ended with code {code}") from None
         return reply
 
-    def _forget(self) -> None:
-        """In a forked child: the parent's grader, and a lock it may hold, are not ours."""
-        self._process, self._lock = None, threading.Lock()
+
+class GraderPool:
+    """Grader processes that are called from several threads at once. `call` is `GraderProcess.call`.
+
+    There are as many as usable cores, started when they are first needed. A thread that finds them all busy for
+    `patience_s` seconds gets one more (at most `most` in all), so that answers that hang delay no other thread's.
+    """
+
+    def __init__(self, factory: str, size: int | None = None, most: int = 32, patience_s: float = 0.25) -> None:
+        self.factory = factory
+        self.size = size or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.most = max(most, self.size)
+        self.patience_s = patience_s
+        self._idle: list[GraderProcess] = []
+        self._count = 0
+        self._changed = threading.Condition()
+        _graders.add(self)
+
+    def call(self, *args: object, deadline_s: float) -> Any:
+        grader = self._take()
+        try:
+            return grader.call(*args, deadline_s=deadline_s)
+        finally:
+            self._give_back(grader)
+
+    def close(self) -> None:
+        """Kill the idle processes; those in use end with their calls, a later call starts others."""
+        with self._changed:
+            idle, self._idle = self._idle, []
+            self._count -= len(idle)
+        for grader in idle:
+            grader.close()
+
+    def forget(self) -> None:
+        """In a forked child: as new."""
+        self._idle, self._count, self._changed = [], 0, threading.Condition()
+
+    def _take(self) -> GraderProcess:
+        with self._changed:
+            limit = self.size
+            while not self._idle:
+                if self._count < limit:
+                    self._count += 1
+                    return GraderProcess(self.factory)
+                if not self._changed.wait(self.patience_s):
+                    limit = self.most
+            return self._idle.pop()
+
+    def _give_back(self, grader: GraderProcess) -> None:
+        with self._changed:
+            keep = len(self._idle) < self.size
+            if keep:
+                self._idle.append(grader)
+            else:
+                self._count -= 1
+            self._changed.notify()
+        if not keep:
+            grader.close()
 
 
-def serve(factory: str) -> None:
-    """The child's loop: read a job, answer it, until the parent closes the pipe."""
+_graders: weakref.WeakSet[GraderProcess | GraderPool] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for grader in list(_graders):
+        grader.forget()
+
+
+@atexit.register
+def _close_all() -> None:
+    for grader in list(_graders):
+        grader.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def serve(factory: str, pipe: str, parent: str) -> None:
+    """The child's loop: read a job, answer it, until the parent closes the pipe or is gone."""
     import resource
     import signal
 
-    with os.fdopen(os.dup(0), "rb") as jobs, os.fdopen(os.dup(1), "wb") as replies:
+    with Connection(int(pipe)) as jobs:
         module, _, name = factory.partition(":")
         answer = getattr(importlib.import_module(module), name)()
         null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):  # What the graded code reads or prints must not mix with the replies.
+        for stream in (0, 1, 2):  # What the graded code prints is nobody's.
             os.dup2(null, stream)
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-        replies.write(b"{}\n")
-        replies.flush()
-        for line in jobs:
-            job = json.loads(line)
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        jobs.send_bytes(b"{}")
+        while True:
+            # A dead parent's end of the pipe stays open in children it forked: the end of file may never come.
+            while not jobs.poll(2.0):
+                if os.getppid() != int(parent):
+                    return
+            try:
+                job = json.loads(jobs.recv_bytes())
+            except (EOFError, OSError):
+                return
             # The kernel ends a child whose parent died before it could kill it.
             signal.setitimer(signal.ITIMER_REAL, job["deadline_s"] + 2.0)
             try:
@@ -162,5 +243,7 @@ def serve(factory: str) -> None:
             except Exception as error:
                 reply = {"error": f"{type(error).__name__}: {error}"[:300]}
             signal.setitimer(signal.ITIMER_REAL, 0.0)
-            replies.write(json.dumps(reply).encode() + b"\n")
-            replies.flush()
+            try:
+                jobs.send_bytes(json.dumps(reply).encode())
+            except OSError:
+                return

@@ -1,29 +1,38 @@
 """Whether a response's final answer equals the gold answer.
 
-The final answer is, in this order: the last `\\boxed{…}`; the line after the last `####`; the rest of the
-sentence after the last "the answer is" or "answer:". A response with none of them is malformed, however often
-the gold answer occurs elsewhere in it.
+The final answer is, in this order:
 
-Numbers (integers, decimals, fractions) are compared exactly and at once. Everything else goes to math-verify,
-which can run for ever or eat all memory on a hostile answer (`9^{9^{9}}`), and whose own time-outs work in a
-main thread only; so it lives in a child process that can be killed (`grader.py`).
+1. what the last `\\boxed{…}` (or `\\fbox`, `\\framebox`) holds; boxes with nothing but a comma, "and" or "or" between
+   them are one answer, a list;
+2. the line after the last `####`;
+3. the rest of the sentence after the last "the answer is" or "answer:".
+
+A response with none of them is malformed, however often the gold answer occurs elsewhere in it, and what is said
+before or after the final answer changes nothing. What equals what: see `math_forms`.
+
+Plain numbers, words, choices and units are compared here, exactly and at once. Formulas go to math-verify, which can
+run for ever or eat all memory on a hostile answer (`9^{9^{9}}`), and whose own time-outs work in a main thread only; so
+it lives in child processes that can be killed (`grader.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import math
 import re
-from collections.abc import Callable, Mapping
-from fractions import Fraction
-from typing import Any
+from collections.abc import Mapping
 
 from k2rl.errors import UserError
-from k2rl.types import Status, Verdict
-from k2rl_rewards.grader import GraderProcess, attributed
+from k2rl.types import Verdict
+from k2rl_rewards.grader import GraderPool, attributed
+from k2rl_rewards.math_forms import equal
 
 MAX_CHARS = 200
 """The longest answer that reaches the grader, in characters (a long gold answer allows twice its length)."""
+MAX_GOLD_CHARS = 1_000
+"""Of a longer gold answer only its own spelling is correct."""
+MAX_NESTING = 20
+"""The deepest nesting of brackets that reaches the grader."""
 
 
 class NoAnswerError(ValueError):
@@ -50,15 +59,29 @@ def final_answer(response: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    """What the last `\\boxed{…}` holds; None where there is none.
+    """What the last `\\boxed{…}` holds, or the last ones if they are a list; None where there is none.
 
     Raises:
         NoAnswerError: its braces are unbalanced.
     """
-    opened = list(_BOXED.finditer(text))
-    if not opened:
+    boxes = list(_BOXED.finditer(text))
+    if not boxes:
         return None
-    start = opened[-1].end()
+    found = [boxes[-1]["bare"] or _closed(text, boxes[-1].end())]
+    for box, after in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
+        segment = text[box.end() : after.start()]
+        try:
+            inside = box["bare"] or _closed(segment, 0)
+        except NoAnswerError:
+            break
+        if not _BETWEEN_BOXES.fullmatch(segment, 0 if box["bare"] else len(inside) + 1):
+            break
+        if inside != found[-1]:
+            found.append(inside)
+    return ", ".join(found[::-1])
+
+
+def _closed(text: str, start: int) -> str:
     depth = 1
     for brace in _BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
@@ -76,50 +99,22 @@ def after_hashes(text: str) -> str | None:
 def clean(answer: str) -> str:
     """The answer without marks that don't change it: `$`, `\\(…\\)`, bold, the period, thousands commas."""
     text = answer.replace("\\$", "").replace("$", "").replace("−", "-").replace("\\!", "").replace("{,}", ",")
-    text = re.sub(r"\\[()\[\]]", "", text).strip().strip("*")
+    text = re.sub(r"(?<!\\)\\[()\[\]]", "", text).strip().strip("*")
     text = re.sub(r"(?<=\d)\\,(?=\d{3})", "", text)
-    text = re.sub(r"\\[,;: ]|~|\\q?quad\b", " ", text).strip().removesuffix(".").strip()
+    text = re.sub(r"(?<!\\)\\[,;: ]|~|\\q?quad\b", " ", text).strip().removesuffix(".").strip()
     return text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
-
-
-def plain_number(text: str) -> Fraction | None:
-    """The value of an integer, decimal, fraction or mixed number (also `\\frac{a}{b}`); None for all else."""
-    text = re.sub(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}", r" \1/\2", text).strip()
-    found = _PLAIN.fullmatch(text)
-    if found is None:
-        return None
-    whole, over, part, under = found.group("whole", "over", "part", "under")
-    if (over and Fraction(over) == 0) or (under and int(under) == 0):
-        return None
-    value = Fraction(whole) / (Fraction(over) if over else 1) + (Fraction(int(part), int(under)) if part else 0)
-    return -value if found.group("sign") == "-" else value
 
 
 _PHRASE = re.compile(r"\bthe\s+(?:final\s+)?answer\s+is\b|\banswer\s*:", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?=\s|$)")
-_BOXED = re.compile(r"\\boxed\s*\{")
+_BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:\{|(?P<bare>-?\d[\d.,]*(?<=\d)|[A-Za-z])(?![A-Za-z]))")
+_BETWEEN_BOXES = re.compile(r"[\s$]*(?:[,;]\s*)?(?:\\text\{\s*(?:and|or)\s*\}|and|or)?[\s$]*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BRACKET = re.compile(r"\\\\|\\?[()\[\]{}]")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
-_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
-_PLAIN = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?P<whole>{_NUMBER})(?:\s*/\s*(?P<over>{_NUMBER})|\s+(?P<part>\d+)/(?P<under>\d+))?",
-    re.ASCII,
-)
-_UNIT = re.compile(r"(?P<number>[+-]?[\d./ ]*\d)\s+(?P<words>[a-z]{2,}(?: [a-z]{2,}){0,2})", re.IGNORECASE)
-# Words after a number that are no unit: they change its value, or start a second candidate.
-_NO_UNIT = re.compile(
-    r"\b(?:and|or|nor|not|but|versus|plus|minus|times|over|to|by|squared|cubed|pi|percent|half|halves|"
-    r"(?:third|quarter|fourth|fifth|tenth|hundredth|thousandth|ten|dozen|score|hundred|thousand|million|billion|"
-    r"trillion)s?|one|two|three|four|five|six|seven|eight|nine|eleven|twelve)\b",
-    re.IGNORECASE,
-)
-_SEVERAL = re.compile(r"[,;±]|\b(?:or|and)\b|\\(?:pm|mp|cup|vee|lor|land|wedge)\b|\d\s+\d")
-_EQUALS = re.compile(r"(?<![<>!:])=")
 # Powers of powers of numbers, and powers and factorials of numbers of five digits or more: minutes of work.
-_HUGE = re.compile(r"\^[\s{(]*\d+[\s)}]*\^|\^[\s{(]*-?\d{5,}|\d{5,}[\s)}]*!|!\s*!")
-_LABEL = re.compile(r"[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?(?:\([A-Za-z]\))?")
-_WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_WORDS = re.compile(r"[A-Za-z]{3,}(?: [A-Za-z]+)*")
+_HUGE = re.compile(r"(?:\^[\s{(]*\d+[\s)}]*){3}|\^[\s{(]*-?\d{5,}|\d{5,}[\s)}]*!|!\s*!")
+_TOWER = re.compile(r"\^[\s{(]*(?=(\d{1,4})[\s)}]*\^[\s{(]*(\d{1,4}))")
 
 
 class MathAnswer:
@@ -159,38 +154,27 @@ class MathAnswer:
         """
         if len(answer) > max(MAX_CHARS, 2 * len(gold)):
             return Verdict.malformed(f"the final answer has {len(answer)} characters, the limit is {MAX_CHARS}")
-        answer, gold = clean(answer), clean(gold)
-        if not answer:
+        if not clean(answer):
             return Verdict.malformed("the final answer is empty")
-        if not _balanced(answer):
+        if (nesting := _nesting(answer)) < 0:
             return Verdict.malformed(f"unbalanced braces in {answer!r}")
-        if _spelling(answer) == _spelling(gold):
+        if clean(answer) == clean(gold):
             return Verdict.of(True)
-        if _HUGE.search(answer.replace("**", "^")) and not _HUGE.search(gold):
+        if len(gold) > MAX_GOLD_CHARS:
+            return Verdict.of(False, "not the gold answer, which is too long to be compared otherwise than as written")
+        if nesting > max(MAX_NESTING, _nesting(gold)):
+            return Verdict.malformed(f"{answer!r} nests brackets {nesting} deep, the limit is {MAX_NESTING}")
+        if _huge(answer) and not _huge(gold):
             return Verdict.malformed(f"{answer!r} holds a power or factorial too large to work out")
-        if _SEVERAL.search(answer) and not _SEVERAL.search(gold) and plain_number(answer) is None:
-            return Verdict.of(False, f"{answer!r} lists several candidates")
-        answers, gold = _sides(answer, gold)
-        for side in answers:
-            verdict = self._equal(side, gold)
-            if verdict.status is not Status.CORRECT:
-                return verdict
-        return Verdict.of(True)
-
-    def _equal(self, answer: str, gold: str) -> Verdict:
-        wanted = plain_number(gold)
-        given = plain_number(_without_unit(answer) if wanted is not None else answer)
-        if wanted is not None and given is not None:
-            return Verdict.of(wanted == given, "" if wanted == given else f"{answer} is not {gold}")
-        plain_gold = _WRAPPER.sub(r"\1", gold).strip()
-        if not answer or _WORDS.fullmatch(plain_gold):
-            # math-verify reads a word as a product of letters, so that "seat" would equal "east".
-            return Verdict.of(_spelling(answer) == _spelling(gold), f"{answer!r} is not {gold!r}")
+        wrong = f"{answer} is not {gold}"
+        with contextlib.suppress(_UndecidedError):
+            passed = equal(gold, answer, _undecided)
+            return Verdict.of(passed, "" if passed else wrong)
         if (verdict := _known.get((gold, answer))) is None:
             verdict = attributed(
-                attempt=lambda: bool(_grader.call(gold, answer, deadline_s=self.deadline_s)),
-                control=lambda: _grader.call(gold, gold, deadline_s=self.deadline_s) is not None,
-                wrong=f"{answer} is not {gold}",
+                attempt=lambda: bool(_graders.call(gold, answer, deadline_s=self.deadline_s)),
+                control=lambda: bool(_graders.call(gold, None, deadline_s=self.deadline_s)),
+                wrong=wrong,
             )
             if verdict.scored:
                 if len(_known) >= 10_000:
@@ -199,60 +183,33 @@ class MathAnswer:
         return verdict
 
 
-def _spelling(text: str) -> str:
-    text = re.sub(r"\\left\b|\\right\b|\s+", "", _WRAPPER.sub(r"\1", text))
-    return re.sub(r"\\[dt]frac", r"\\frac", text).casefold() if _WORDS.fullmatch(text) else text
+class _UndecidedError(Exception):
+    """Only math-verify can tell."""
 
 
-def _balanced(text: str) -> bool:
-    depth = 0
-    for brace in _BRACE.finditer(text):
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-        if depth < 0:
-            return False
-    return depth == 0
+def _undecided(gold: str, answer: str) -> bool:
+    raise _UndecidedError
 
 
-def _without_unit(answer: str) -> str:
-    """`72 dollars` -> `72`: a number may carry up to three words that don't change its value."""
-    found = _UNIT.fullmatch(answer)
-    if found is None or _NO_UNIT.search(found["words"]):
-        return answer
-    return found["number"]
+def _nesting(text: str) -> int:
+    """How deep brackets of all kinds go; -1 if the braces don't match."""
+    braces = depth = deepest = 0
+    for bracket in _BRACKET.finditer(text):
+        mark = bracket.group()
+        braces += {"{": 1, "}": -1}.get(mark, 0)
+        if braces < 0:
+            return -1
+        depth += 1 if mark[-1] in "([{" else -1 if mark[-1] in ")]}" else 0
+        deepest = max(deepest, abs(depth))
+    return deepest if braces == 0 else -1
 
 
-def _sides(answer: str, gold: str) -> tuple[list[str], str]:
-    """What must equal what. `x = 5` means 5; of `48+24 = 72` every side counts, or `71 = 72` would pass."""
-    gold_sides = [s.strip() for s in _EQUALS.split(gold)]
-    sides = [s.strip() for s in _EQUALS.split(answer)]
-    if len(gold_sides) == 1 and len(sides) > 1:
-        return sides[1:] if _LABEL.fullmatch(sides[0]) else sides, gold
-    if len(gold_sides) == 2 and len(sides) == 1 and _LABEL.fullmatch(gold_sides[0]):
-        return sides, gold_sides[1]
-    return [answer], gold
+def _huge(text: str) -> bool:
+    text = text.replace("**", "^")
+    towers = ((int(base), int(exponent)) for base, exponent in _TOWER.findall(text))
+    return _HUGE.search(text) is not None or any(b > 1 and e * math.log10(b) > 3 for b, e in towers)
 
 
-def math_verify_grader() -> Callable[[str, str], bool]:
-    """Runs in the child: `(gold, answer) -> equal`."""
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    logging.disable(logging.CRITICAL)
-    # Only the box: with plain expressions allowed, "not 72" would fall back to the number in it.
-    config = [LatexExtractionConfig(boxed_match_priority=0)]
-
-    def read(text: str) -> Any:
-        return parse(
-            "\\boxed{" + text.replace("**", "^") + "}",
-            config,
-            fallback_mode="no_fallback",
-            extraction_mode="first_match",
-            parsing_timeout=None,
-        )
-
-    # The parent's deadline is the only clock: an inner time-out would be swallowed as "not equal".
-    return lambda gold, answer: bool(verify(read(gold), read(answer), timeout_seconds=None))
-
-
-_grader = GraderProcess("k2rl_rewards.math_answer:math_verify_grader")
+_graders = GraderPool("k2rl_rewards.math_grader:math_grader")
 # The K responses to one task often give the same answer, hanging ones included.
 _known: dict[tuple[str, str], Verdict] = {}
