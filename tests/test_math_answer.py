@@ -219,13 +219,13 @@ def test_a_gold_answer_that_hangs_the_grader_gives_no_score() -> None:
 @pytest.mark.slow
 def test_an_answer_that_hangs_delays_no_other_threads_answer() -> None:
     assert status("\\boxed{\\sqrt{2}}", "3^{1/2}") == "wrong"  # a grader is running
-    hangs = [f"\\boxed{{\\binom{{9999999{n}}}{{49999999}}}}" for n in range(4)]
-    with ThreadPoolExecutor(5) as pool:
-        hanging = [pool.submit(MathAnswer(deadline_s=8.0), hang, {"answer": "\\sqrt{2}"}) for hang in hangs]
+    hangs = [f"\\boxed{{\\binom{{9999999{n}}}{{49999999}}}}" for n in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        hanging = [pool.submit(MathAnswer(deadline_s=4.0), hang, {"answer": "\\sqrt{2}"}) for hang in hangs]
         time.sleep(0.5)
         start = time.perf_counter()
         assert status("\\boxed{\\sqrt{8}}", "2\\sqrt{2}") == "correct"
-        assert time.perf_counter() - start < 8.0
+        assert time.perf_counter() - start < 4.0
         assert not any(future.done() for future in hanging)
         assert all(future.result().status is Status.MALFORMED for future in hanging)
 
