@@ -122,6 +122,15 @@ def test_stdin_and_stdout(sandbox: LocalSandbox) -> None:
     assert "exit code 10" in outcome.verdict.detail
 
 
+def test_a_looping_program_is_not_run_on_every_input(sandbox: LocalSandbox) -> None:
+    program = "n = int(input())\nwhile n > 3: pass\nprint(n)"
+    started = time.monotonic()
+    outcome = sandbox.run(program, [StdioTest(str(n), str(n)) for n in range(100)], Limits(cpu_s=1.0, wall_s=10.0))
+    assert outcome.passed == (True,) * 4 + (False,) * 96
+    assert time.monotonic() - started < 40
+    assert "96 of 100 tests failed" in outcome.verdict.detail
+
+
 def test_what_is_no_program_is_malformed(sandbox: LocalSandbox) -> None:
     tests: list[list[ProgramTest]] = [[CALLS[0]], [ScriptTest("assert f(0) == 1")], [StdioTest("", "1")]]
     for one in tests:

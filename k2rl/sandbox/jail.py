@@ -59,6 +59,7 @@ class Jail:
         self.level = level
         self.namespaces = sc.CLONE_NEWPID | sc.CLONE_NEWNS | sc.CLONE_NEWIPC if level == "full" else 0
         self._ruleset = -1
+        self._filter = _filter(level, 1)  # made once: at level full every program is process 1 of its namespace
 
     def enter(self) -> None:
         """Give up root and, at level full, the file system. The caller becomes the first process of a pid namespace.
@@ -108,7 +109,7 @@ class Jail:
         sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
         sc.landlock_restrict(self._ruleset)
         os.close(self._ruleset)
-        sc.seccomp_restrict(_filter(self.level, os.getpid()))
+        sc.seccomp_restrict(self._filter if os.getpid() == 1 else _filter(self.level, os.getpid()))
 
     def _rights(self, places: dict[str, str]) -> list[tuple[str, int]]:
         rights = [right for path in places for right in _reading(path, _packages(places))]

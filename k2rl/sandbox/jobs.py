@@ -49,7 +49,17 @@ def jobs_of(program: str, tests: Sequence[ProgramTest]) -> list[Job]:
     return jobs + [StdioJob(program, i, t) for i, t in enumerate(tests) if isinstance(t, StdioTest)]
 
 
-class CallsJob:
+class _Tests:
+    """What the jobs share: the numbers of their tests."""
+
+    order: list[int]
+
+    def failed(self, detail: str, syntax: bool = False) -> dict[int, Finding]:
+        """All tests failed for the same reason."""
+        return dict.fromkeys(self.order, Finding(False, detail, syntax))
+
+
+class CallsJob(_Tests):
     """One jail; what each call returned leaves it as canonical bytes and is compared here."""
 
     def __init__(self, program: str, tests: dict[int, CallTest]) -> None:
@@ -76,16 +86,16 @@ class CallsJob:
     def findings(self, frames: list[tuple[bytes, bytes]] | None, clean: bool, ending: str) -> dict[int, Finding]:
         """What the frames say; `clean`: the process ended as it should, else `ending` tells why it did."""
         if frames is None and not clean:
-            return dict.fromkeys(self.order, Finding(False, ending))
+            return self.failed(ending)
         if frames is None or len(frames) > len(self.order):
-            return dict.fromkeys(self.order, Finding(False, "the program wrote among its results"))
+            return self.failed("the program wrote among its results")
         if frames and frames[0][0] in (b"x", b"s"):
-            return dict.fromkeys(self.order, Finding(False, printable(frames[0][1]), frames[0][0] == b"s"))
+            return self.failed(printable(frames[0][1]), frames[0][0] == b"s")
         found = {i: self._finding(self.tests[i], *frame) for i, frame in zip(self.order, frames, strict=False)}
         if clean and len(found) == len(self.order):
             return found
         # A program that ends early, or is ended, has answered nothing properly.
-        return dict.fromkeys(self.order, Finding(False, ending)) | {i: f for i, f in found.items() if not f.passed}
+        return self.failed(ending) | {i: f for i, f in found.items() if not f.passed}
 
     def _finding(self, test: CallTest, mark: bytes, content: bytes) -> Finding:
         call = test.fn + _short(test.args)
@@ -95,11 +105,11 @@ class CallsJob:
         return Finding(passed, "" if passed else f"{call} is not {_short(test.expected)}")
 
 
-class StdioJob:
+class StdioJob(_Tests):
     """One jail; its output is compared here."""
 
     def __init__(self, program: str, index: int, test: StdioTest) -> None:
-        self.index, self.test = index, test
+        self.index, self.test, self.order = index, test, [index]
         self.job = {"kind": "script", "program": program}
 
     def children(self, opened: ExitStack) -> list[Child]:
@@ -122,7 +132,7 @@ class StdioJob:
         }
 
 
-class ScriptsJob:
+class ScriptsJob(_Tests):
     """Two jails: the tests in one, the program in the other, a pipe each way between them."""
 
     def __init__(self, program: str, tests: dict[int, ScriptTest]) -> None:
@@ -145,7 +155,7 @@ class ScriptsJob:
         frames = frames_of(bytes(data)) or []
         if frames and frames[0][0] == b"x":
             detail = printable(frames[0][1])
-            return dict.fromkeys(self.order, Finding(False, detail, detail.startswith("SyntaxError")))
+            return self.failed(detail, detail.startswith("SyntaxError"))
         ended = Finding(False, _ending(program if program.status else tests, limits))
         found = dict.fromkeys(self.order, ended)
         for i, (mark, content) in zip(self.order, frames, strict=False):

@@ -22,6 +22,8 @@ from k2rl.types import Status, Verdict
 
 LEVELS = ("full", "landlock")
 
+_SLOW_RUNS = 3
+"""After so many runs of a program that ended at a limit, its other tests count as failed."""
 _ELSEWHERE = "run programs elsewhere (`k2rl sandbox serve` there, args.sandbox=http://host:port here)"
 _CONTROL = ("def f(x):\n    return x + 1", (CallTest("f", "(1,)", "2"),))
 
@@ -123,10 +125,15 @@ class LocalSandbox:
     def _attempt(self, slot: _Slot, jobs: Sequence[Job], limits: Limits) -> tuple[list[Finding], float]:
         findings: dict[int, Finding] = {}
         cpu_s = 0.0
+        slow = 0
         for job in jobs:
+            if slow == _SLOW_RUNS:  # hundreds of tests would keep a looping program busy for minutes
+                findings |= job.failed(f"not run, for {slow} others ran out of their limits")
+                continue
             children = slot.run(job, limits)
             findings |= job.judge(children, limits)
             cpu_s += sum(c.cpu_s for c in children)
+            slow += any(c.late or c.overflow or c.cpu_s >= limits.cpu_s - 0.1 for c in children)
         return [findings[i] for i in sorted(findings)], cpu_s
 
 
