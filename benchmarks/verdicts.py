@@ -47,12 +47,11 @@ def generated(count: int, scripts: bool) -> list[Case]:
     env = CodeEnv(level=[1, 2, 3], styles={"direct": 1.0})
     cases = []
     for task in islice(env.tasks("test", 0), count):
-        asserts = [
-            f"assert {task.reference['fn']}(*{tuple(args)!r}) == {out!r}" for args, out in task.reference["cases"]
-        ]
+        fn = str(task.reference["fn"])
+        asserts = [f"assert {fn}({', '.join(map(repr, args))}) == {out!r}" for args, out in task.reference["cases"]]
         gold = env.gold(task)
         assert gold is not None
-        cases.append(_case(gold, asserts, "", scripts, str(task.reference["fn"])))
+        cases.append(_case(gold, asserts, "", scripts, fn))
     return cases
 
 
