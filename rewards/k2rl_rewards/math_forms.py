@@ -8,7 +8,7 @@ unit; forms must agree before parts are compared. The rules:
 * A list (`1, 2`, `1 and 2`, `x = 1 or x = 2`, `\\pm 1`) and a set hold the same elements in any order, each once.
   One value is no list: several candidates never equal one answer.
 * A tuple keeps its order and its brackets; a bare list may stand for it, in its order. `\\{72\\}` is not 72.
-* An interval keeps its brackets; `]0,1[` is `(0,1)`, and `0 \\le x < 1` is `[0,1)`.
+* An interval keeps its brackets; `]0,1[` is `(0,1)`, `0 \\le x < 1` and `\\{x \\mid 0 \\le x < 1\\}` are `[0,1)`.
 * `x = 5` is 5, but not `y = 5`. Of `48 + 24 = 72` every side counts. An equation equals no number.
 * Units: see `math_units`. A percentage equals its value (`50\\%` is 1/2) and its bare number, unless that is a gold
   answer of at most 1 (0.5 is not `0.5\\%`).
@@ -58,7 +58,7 @@ def _words(gold: str) -> str | None:
     first = re.match(r"[^\W\d_]+", inner)
     if wrapped is not None:
         return inner if first and len(letters) > 1 and _LIST.search(inner) is None else None
-    if first is None or "," in gold or _FUNCTION.fullmatch(first[0]) or _CONSTANT.fullmatch(first[0]):
+    if first is None or _LIST.search(gold) or _FUNCTION.fullmatch(first[0]) or _CONSTANT.fullmatch(first[0]):
         return None
     return inner if len(first[0]) > 2 or inner in _SHORT_WORDS else None
 
@@ -102,17 +102,21 @@ def read(text: str, depth: int = 0) -> Form:
     if found := _MEMBER.fullmatch(text):
         inner = read(found["set"], depth + 1)
         return inner if inner.kind == "one" else Form(inner.kind, inner.parts, found["name"])
+    if found := _BUILDER.fullmatch(text):
+        inner = read(found["condition"], depth + 1)
+        return inner if inner.name == found["name"] else Form("one", (text,))
     parts = _split(text, _LIST)
     if len(parts) > 1:
         forms = [read(p, depth + 1) for p in parts]
-        if all(f.name for f in forms) and not re.search(r"[,;]|and|land|wedge", text):
+        if forms[0].name and len({f.name for f in forms}) == 1 and not re.search(r"[,;]|and|land|wedge", text):
             return Form("union", tuple(parts), forms[0].name)
         return Form("list", tuple(sign for p in parts for sign in _signs(p)))
-    if len(signs := _signs(text)) > 1 and _bracket(text) is None:
+    bracket = _bracket(text)
+    if len(signs := _signs(text)) > 1 and (bracket is None or bracket[0] in _BRACKETS):
         return Form("list", signs)
     if len(unions := _split(text, _UNION)) > 1:
         return Form("union", tuple(unions))
-    if (bracket := _bracket(text)) is not None:
+    if bracket is not None:
         kind, inside = bracket
         inner_parts = tuple(_split(inside, _COMMA))
         if kind == "{}":
@@ -164,8 +168,8 @@ def _equal(gold: str, answer: str, same: Same, depth: int = 0) -> bool:
     if kinds == {"union", "list"}:
         return unordered(wanted.parts, given.parts)
     if "union" in kinds and kinds <= {"union", *_BRACKETS}:
-        if wanted.kind == given.kind and len(wanted.parts) == len(given.parts):
-            return unordered(wanted.parts, given.parts)
+        if wanted.kind == given.kind and unordered(wanted.parts, given.parts):
+            return True
         return same(_as_sets(wanted, gold), _as_sets(given, answer))
     return wanted.kind == given.kind and pairwise(wanted.parts, given.parts)
 
@@ -177,7 +181,7 @@ def _same_sides(gold: str, answer: str, same: Same) -> bool:
         return False  # An equation in brackets beside another one.
     named, answer_named = _NAME.fullmatch(golds[0]), _NAME.fullmatch(answers[0])
     if len(golds) == 1:
-        if len(answers) > 1 and answer_named:
+        while len(answers) > 1 and _NAME.fullmatch(answers[0]):
             answers = answers[1:]
         return all(_same_quantity(gold, side, same) for side in answers)
     if len(golds) == 2 and named:
@@ -382,6 +386,10 @@ _NAME = re.compile(
 )
 _VARIABLE = re.compile(r"[A-Za-z]|\\(?:theta|alpha|beta|gamma|phi|lambda|mu|sigma|omega)")
 _MEMBER = re.compile(r"(?P<name>[A-Za-z]|\\[a-z]+)\s*\\in(?![A-Za-z])\s*(?P<set>.+)", re.DOTALL)
+_BUILDER = re.compile(
+    r"\\\{\s*(?P<name>[A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?::|\||\\mid(?![A-Za-z]))(?P<condition>.+)\\\}",
+    re.DOTALL,
+)
 _BASE = re.compile(r"([0-9A-Fa-f]*\d[0-9A-Fa-f]*)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _PERCENT = re.compile(r"([^%]+?)\s*\\%", re.DOTALL)
 _LIST = re.compile(r"[,;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\(?:vee|lor|land|wedge)(?![A-Za-z])")

@@ -34,7 +34,7 @@ _NO_UNIT = re.compile(
     r"million|billion|trillion)s?|one|two|three|four|five|six|seven|eight|nine|eleven|twelve)\b",
     re.IGNORECASE,
 )
-_SIGNS = {"\\$": "dollar", "$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
+_SIGNS = {"\\$": "dollar", "$": "dollar", "¢": "cent", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
 _WORD = r"(?:sq\.?|cu\.?|[A-Za-z]+)"
 _POWER = r"(?:\s*\^\s*\{?[23]\}?)?"
 _UNIT = re.compile(
