@@ -44,7 +44,7 @@ from k2rl.sft import sft
 from k2rl.types import SCHEMA_VERSION
 
 ARMS = ("rl", "shuffled", "sft")
-BEYOND = {"math": {"level": 5}, "logic": {"level": 4}}
+BEYOND = {"math": {"level": 5}, "logic": {"level": 4}, "code": {"level": 4}}
 # As in nano's last minutes of SFT, on fresh demonstrations.
 CONTINUED = [
     "model.path=nano",
@@ -52,6 +52,7 @@ CONTINUED = [
     "sft.stages=[0.5]",
     "envs.math.pool=20000",
     "envs.logic.pool=20000",
+    "envs.code.pool=20000",
 ]
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16, 2.145, 2.131)
 """Student's t for 1, 2, … degrees of freedom."""

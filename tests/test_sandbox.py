@@ -99,7 +99,7 @@ def test_each_test_has_its_own_finding(sandbox: LocalSandbox) -> None:
     assert outcome.passed == (True, True, True, True, False, False, True)
     assert outcome.verdict.status is Status.WRONG
     assert outcome.verdict.score == 0.0
-    assert "2 of 7 tests failed: f(5,) is not 0" in outcome.verdict.detail
+    assert "2 of 7 tests failed: f(5) is not 0" in outcome.verdict.detail
 
 
 def test_a_right_program_is_correct(sandbox: LocalSandbox) -> None:

@@ -98,7 +98,7 @@ class CallsJob(_Tests):
         return self.failed(ending) | {i: f for i, f in found.items() if not f.passed}
 
     def _finding(self, test: CallTest, mark: bytes, content: bytes) -> Finding:
-        call = test.fn + _short(test.args)
+        call = test.fn + _short(test.args).replace(",)", ")")
         if mark != b"v":
             return Finding(False, f"{call}: {printable(content)}")
         passed = content == _canonical(test.expected)
