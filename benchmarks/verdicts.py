@@ -4,7 +4,8 @@
 
 Both sides run in turn in this process's tree, one program per core at a time. `calls`: one jail, values compared
 outside (assert f(literals) == literal). `scripts`: two jails with remote calls between them (everything else). The
-plain side starts an interpreter per program and runs the same asserts in it, without any protection.
+plain side starts an interpreter per program and runs the same asserts in it, without any protection. For math see
+`verdicts_math.py`, which this runs too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 from k2rl_envs.code_env import CodeEnv
 from k2rl_rewards.program_tests import program_tests
+from verdicts_math import math_verdicts, show
 
 from k2rl.protocols import CallTest, ProgramTest, ScriptTest
 from k2rl.sandbox.local import LocalSandbox
@@ -142,6 +144,8 @@ def main() -> None:
             flush=True,
         )
     sandbox.close()
+    math = math_verdicts(args.rounds)
+    show(math)
     if args.json:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         facts = {
@@ -152,7 +156,9 @@ def main() -> None:
             "commit": commit,
         }
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"schema_version": 1, **facts, "workloads": report}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"schema_version": 1, **facts, "programs": report, "math": math}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

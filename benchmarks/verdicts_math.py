@@ -148,13 +148,8 @@ def math_verdicts(rounds: int = 6, pairs: int = 200) -> dict[str, Any]:
     return report
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    report = math_verdicts(args.rounds, args.pairs)
+def show(report: dict[str, Any]) -> None:
+    """Print what `math_verdicts` found."""
     for name, found in report.items():
         other = "the same code in this process" if name == "isolation" else "in-process math-verify"
         print(f"ratio: {found['ratio']:.2f} ({name}: math verdicts/s with a hard kill over {other})")
@@ -163,6 +158,16 @@ def main() -> None:
             f"false verdicts of {found['pairs']}: {found['false_verdicts']}, baseline "
             f"{found['baseline_false_verdicts']}"
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    report = math_verdicts(args.rounds, args.pairs)
+    show(report)
     facts = {
         "cpu": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
         "python": platform.python_version(),
