@@ -218,7 +218,12 @@ def main() -> None:
             file.write(line + "\n")
         print(f"{job[0]} seed {job[1]}: {rows[-1]['wall_s']:.0f} s", file=sys.stderr, flush=True)
 
-    jobs = [(arm, seed) for arm in ("rl", "nano", "sft", "shuffled") for seed in range(args.seeds) if (arm, seed) not in done]
+    jobs = [
+        (arm, seed)
+        for arm in ("rl", "nano", "sft", "shuffled")
+        for seed in range(args.seeds)
+        if (arm, seed) not in done
+    ]
     with ThreadPoolExecutor(args.jobs) as executor:
         list(executor.map(work, jobs))
     console = Console(width=160)
