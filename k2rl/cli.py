@@ -220,9 +220,9 @@ def eval_verifier(
     """Judge rows whose right verdict is known: agreement, false positives and negatives, errors."""
     from k2rl import eval_rewards
 
-    eval_rewards.check_output("--json", json_file)
+    eval_rewards.check_output("--json", json_file, {"--data": data})
     if rows_out is not None:
-        eval_rewards.check_output("--rows-out", rows_out)
+        eval_rewards.check_output("--rows-out", rows_out, {"--data": data, "--json": json_file})
     report, judged = eval_rewards.evaluate(reward, data, _arguments(arg or []), workers=workers)
     eval_rewards.write(report, judged, json_file, rows_out)
     wrong = [j.to_json() for j in judged if not j.agrees]

@@ -180,12 +180,15 @@ def write(report: Mapping[str, Any], judged: Sequence[Judged], json_file: Path, 
     _replace(json_file, json.dumps(report, indent=2) + "\n")
 
 
-def check_output(option: str, path: Path) -> None:
-    """Refuse, before the work, a file that can't be written after it.
+def check_output(option: str, path: Path, taken: Mapping[str, Path]) -> None:
+    """Refuse, before the work, a file that can't be written after it, or that would overwrite another option's.
 
     Raises:
-        UserError: it is a folder, or lies in none that exists and is writable.
+        UserError: it is a folder, lies in none that exists and is writable, or is the file of an option in `taken`.
     """
+    for other, file in taken.items():
+        if path.resolve() == file.resolve():
+            raise UserError(f"{option} {path} is the file of {other}: give another")
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"{option} {path}: give a file in a folder that exists and is writable")
 
@@ -266,7 +269,12 @@ def _text(data: Mapping[str, Any], name: str) -> str:
 
 
 def _gold(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    return data["gold"] if isinstance(data.get("gold"), dict) else {"answer": _text(data, "gold")}
+    if isinstance(gold := data.get("gold"), dict):
+        return gold
+    answer = _text(data, "gold")
+    if not answer.strip():
+        raise _RowError("gold is empty: give the right answer")
+    return {"answer": answer}
 
 
 def _tests(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -192,6 +192,7 @@ TESTS = {"tests": ["assert f(1)"]}
         (answer(["7"], True), "prediction must be text, got list"),
         (answer("7", True) | {"gold": None}, "gold must be text, got NoneType"),
         (answer("7", True) | {"gold": True}, "gold must be text, got bool"),
+        (answer("7", True) | {"gold": " "}, "gold is empty"),
         ({"program": "x", **TESTS, "expected": True}, "expected must be 'accept' or 'reject', got True"),
         ({"program": 5, **TESTS, "expected": "accept"}, "program must be text, got int"),
         ({"program": "x", "expected": "accept"}, "a program has one of tests, test, fn, io"),
@@ -235,6 +236,11 @@ def test_files_that_are_none(in_folder: Write, k2rl: Cli) -> None:
     assert "write key=value" in mistake("rows.jsonl", "math_answer", "out.json", "--arg", "deadline")
     assert "--json nowhere/out.json" in mistake("rows.jsonl", "math_answer", "nowhere/out.json")
     assert "--rows-out nowhere/r" in mistake("rows.jsonl", "math_answer", "out.json", "--rows-out", "nowhere/r")
+    assert "--json rows.jsonl is the file of --data" in mistake("rows.jsonl", "math_answer", "rows.jsonl")
+    assert "--rows-out o.json is the file of --json" in mistake(
+        "rows.jsonl", "math_answer", "o.json", "--rows-out", "./o.json"
+    )
+    assert Path("rows.jsonl").read_text() == lines(answer("7", True))
     assert {p.name for p in Path().iterdir()} == {"empty.jsonl", "broken.jsonl", "latin.jsonl", "rows.jsonl"}
 
 
@@ -244,6 +250,9 @@ def test_a_reference_that_the_reward_refuses_is_named_by_its_line(in_folder: Wri
     command = ("--reward", "test_eval_rewards:Runs", "--data", "rows.jsonl", "--json", "out.json")
     assert "rows.jsonl, line 2: tests[0] names no function" in k2rl.mistake("eval-rewards", "verifier", *command)
     assert not Path("out.json").exists()
+    in_folder("rows.jsonl", lines({**row, "program": "no answer at all"}))
+    command = ("--reward", "math_answer", *command[2:])
+    assert "rows.jsonl, line 1: the reference has no answer" in k2rl.mistake("eval-rewards", "verifier", *command)
 
 
 def test_the_command_writes_and_lists_disagreements(in_folder: Write, k2rl: Cli) -> None:

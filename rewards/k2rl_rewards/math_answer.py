@@ -126,6 +126,9 @@ class MathAnswer:
 
     Args:
         deadline_s: seconds of wall time the grader has for one comparison.
+
+    Raises:
+        UserError: a deadline that is none, or (when called) a reference without `answer`.
     """
 
     def __init__(self, deadline_s: float = 5.0) -> None:
@@ -134,6 +137,7 @@ class MathAnswer:
         self.deadline_s = deadline_s
 
     def __call__(self, response: str, reference: Mapping[str, object]) -> Verdict:
+        _ = _gold(reference)  # What is wrong with it shows whatever the response is.
         try:
             answer = final_answer(response)
         except NoAnswerError as error:
@@ -142,7 +146,7 @@ class MathAnswer:
 
     def bare(self, answer: str, reference: Mapping[str, object]) -> Verdict:
         """The verdict on an answer without the search for it in a response, as evaluation data has it."""
-        gold = str(reference["answer"])
+        gold = _gold(reference)
         with contextlib.suppress(NoAnswerError):
             gold = final_answer(gold)
         return self.compare(answer, gold)
@@ -181,6 +185,12 @@ class MathAnswer:
                     _known.clear()
                 _known[gold, answer] = verdict
         return verdict
+
+
+def _gold(reference: Mapping[str, object]) -> str:
+    if reference.get("answer") is None:
+        raise UserError(f"the reference has no answer, only {', '.join(reference) or 'nothing'}")
+    return str(reference["answer"])
 
 
 class _UndecidedError(Exception):
