@@ -122,6 +122,8 @@ def test_styles_instruction_and_levels() -> None:
         ({"data": "x.jsonl", "show_tests": -1}, "show_tests must be a whole number of 0 or more, got -1"),
         ({"data": "x.jsonl", "gold": "maybe"}, "unknown gold 'maybe': allowed are check, drop, trust"),
         ({"limits": {"cpus": 1}}, "unknown limit 'cpus'"),
+        ({"limits": 3}, "limits must map names to numbers, got 3: allowed are cpu_s"),
+        ({"share": "maybe"}, "share must be true or false, got 'maybe'"),
     ],
 )
 def test_bad_arguments_are_the_users_error(arguments: dict[str, Any], told: str) -> None:

@@ -78,7 +78,9 @@ class CodeEnv(SingleTurnEnv):
         limits: Mapping[str, float] | None = None,
     ) -> None:
         self.instruction = instruction
-        self.reward = UnitTests(sandbox, share, GENERATED_LIMITS | dict(limits or {}) if data is None else limits)
+        if data is None and isinstance(limits or {}, Mapping):
+            limits = GENERATED_LIMITS | dict(limits or {})
+        self.reward = UnitTests(sandbox, share, limits)
         self.splits: dict[Split, list[Task]] | None = None
         about_rows = {"test_data": test_data, "format": format, "fields": fields, "test_share": test_share}
         if data is None:

@@ -29,11 +29,13 @@ class UnitTests:
         limits: cpu_s, wall_s, memory_mb, output_bytes of a program, where they differ from the defaults.
 
     Raises:
-        UserError: unknown limits, or (when called) a reference without usable tests.
+        UserError: limits or a share that are none, or (when called) a reference without usable tests.
         UnavailableError: when first called: no jail can be had on this machine.
     """
 
     def __init__(self, sandbox: str = "local", share: bool = False, limits: Mapping[str, float] | None = None) -> None:
+        if not isinstance(share, bool):
+            raise UserError(f"share must be true or false, got {share!r}")
         self.place, self.share, self.limits = sandbox, share, _limits(limits or {})
 
     @property
@@ -75,6 +77,8 @@ _FUTURE = re.compile(r"^from __future__ import [\w, ]+\n", re.MULTILINE)
 
 def _limits(given: Mapping[str, float]) -> Limits:
     known = {f.name: f.type for f in fields(Limits)}
+    if not isinstance(given, Mapping):
+        raise UserError(f"limits must map names to numbers, got {given!r}: allowed are {', '.join(known)}")
     for name, value in given.items():
         if name not in known:
             raise UserError(f"unknown limit {name!r}{did_you_mean(name, known)}: allowed are {', '.join(known)}")
