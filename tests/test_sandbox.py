@@ -23,7 +23,7 @@ import pytest
 
 from k2rl.errors import UnavailableError, UserError
 from k2rl.protocols import CallTest, Limits, ProgramTest, ScriptTest, StdioTest
-from k2rl.sandbox import connect
+from k2rl.sandbox import connect, remote
 from k2rl.sandbox.canonical import NoLiteralError, canonical
 from k2rl.sandbox.compare import same_output
 from k2rl.sandbox.local import LocalSandbox
@@ -527,8 +527,17 @@ def test_places() -> None:
     assert connect("local") is connect()
     with pytest.raises(UserError, match="no sandbox 'docker': allowed are local"):
         connect("docker")
-    with pytest.raises(UnavailableError, match=r"no k2rl sandbox at http://127\.0\.0\.1:9"):
-        connect("http://127.0.0.1:9")
+    with pytest.raises(UserError, match="no sandbox 5: allowed are local"):
+        connect(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:port", "a b"])
+def test_a_wrong_address_is_the_users_error(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_PAUSE_S", 0.0)
+    for kind, service in (("", "k2rl sandbox"), ("fusion+", "SandboxFusion service")):
+        with pytest.raises(UserError, match=f"^no {service} at http://{address}: ") as error:
+            connect(f"{kind}http://{address}")
+        assert not isinstance(error.value, UnavailableError), "an optional environment would be left out"
 
 
 def _descendants(pid: int) -> set[int]:

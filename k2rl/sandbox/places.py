@@ -25,8 +25,8 @@ def connect(where: str = "local") -> Sandbox:
     """The sandbox at a place, one for all who ask in this process.
 
     Raises:
-        UserError: no such place.
-        UnavailableError: no jail can be had on this machine, or nobody answers at that address.
+        UserError: no such place, or nobody answers at that address: whoever names one is not content without it.
+        UnavailableError: no jail can be had on this machine.
     """
     with _lock:
         if where not in _open:
@@ -39,7 +39,7 @@ def _connect(where: str) -> Sandbox:
         from k2rl.sandbox.local import LocalSandbox
 
         return LocalSandbox(None if where == "local" else where)
-    kind, separator, rest = where.partition("http")
+    kind, separator, rest = str(where).partition("http")  # a recipe may hold a number here
     if separator and rest.partition("://")[0] in ("", "s") and "://" in rest:
         from k2rl.sandbox import remote
 

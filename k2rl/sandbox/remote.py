@@ -6,6 +6,7 @@ What goes wrong on the way is an `infra_error`, never a score: a program can't c
 from __future__ import annotations
 
 import base64
+import http.client
 import inspect
 import json
 import os
@@ -15,7 +16,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from k2rl.errors import UnavailableError, UserError
+from k2rl.errors import UserError
 from k2rl.protocols import DEFAULT_LIMITS, CallTest, Limits, Outcome, ProgramTest, StdioTest
 from k2rl.sandbox import canonical
 from k2rl.sandbox.compare import same_output
@@ -34,7 +35,7 @@ class RemoteSandbox:
     """`k2rl sandbox serve` at an address.
 
     Raises:
-        UnavailableError: nobody answers there, or not as a k2rl sandbox does.
+        UserError: nobody answers there, or not as a k2rl sandbox does.
     """
 
     def __init__(self, url: str) -> None:
@@ -42,7 +43,7 @@ class RemoteSandbox:
         try:
             self.level = str(_ask(f"{self.url}/health", None, 10.0)["level"])
         except (_HttpError, KeyError) as error:
-            raise UnavailableError(f"no k2rl sandbox at {self.url}: {error}; start one: k2rl sandbox serve") from None
+            raise UserError(f"no k2rl sandbox at {self.url}: {error}; start one: k2rl sandbox serve") from None
 
     def run(self, program: str, tests: Sequence[ProgramTest], limits: Limits = DEFAULT_LIMITS) -> Outcome:
         """See `protocols.Sandbox`."""
@@ -71,7 +72,7 @@ class FusionSandbox:
         try:
             _run_code(self.url, "print(1)", "", DEFAULT_LIMITS)
         except _HttpError as error:
-            raise UnavailableError(f"no SandboxFusion service at {self.url}: {error}") from None
+            raise UserError(f"no SandboxFusion service at {self.url}: {error}") from None
 
     def run(self, program: str, tests: Sequence[ProgramTest], limits: Limits = DEFAULT_LIMITS) -> Outcome:
         """See `protocols.Sandbox`."""
@@ -204,7 +205,7 @@ def _ask(url: str, data: Mapping[str, Any] | None, timeout_s: float) -> dict[str
                 raise UserError(f"{url} refuses: {text}") from None
             problem = f"HTTP {error.code}: {text[:200]}"
             continue
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
             continue
         if isinstance(answer, dict):
