@@ -173,6 +173,10 @@ def test_fields_and_shown_tests(jail: Sandbox, tmp_path: Path) -> None:
         UserError, match=r"has the columns asserts, code, task, which is no known format \(mbpp: text, "
     ):
         CodeEnv(data=str(tmp_path / "a.jsonl"))
+    with pytest.raises(
+        UserError, match=r"a\.jsonl has no column 'tusk', named by fields\.prompt \(did you mean 'task'\?\)"
+    ):
+        CodeEnv(data=str(tmp_path / "a.jsonl"), fields={"prompt": "tusk"})
 
 
 def test_the_same_words_with_other_tests_are_another_task(jail: Sandbox, tmp_path: Path) -> None:

@@ -57,6 +57,12 @@ def format_of(path: str, name: str | None, fields: Mapping[str, str] | None) -> 
     for form in fitting:
         if all(column in there for field, column in form.items() if field not in OPTIONAL):
             return form
+    for field, column in given.items():
+        if column not in there:
+            raise UserError(
+                f"{path} has no column {column!r}, named by fields.{field}{did_you_mean(column, there)}: it has "
+                f"{', '.join(sorted(there))}"
+            )
     wanted = "; ".join(
         f"{title}: {', '.join(c for f, c in form.items() if f not in OPTIONAL)}" for title, form in FORMATS.items()
     )
