@@ -328,10 +328,12 @@ def sandbox_serve(
 ) -> None:
     """Serve this machine's jails by HTTP, for args.sandbox=http://host:port elsewhere."""
     import os
+    import signal
 
     from k2rl.sandbox.local import LocalSandbox
     from k2rl.sandbox.server import make_server
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # how services are ended
     sandbox = LocalSandbox(workers=workers)
     try:
         server = make_server(sandbox, host, port, os.environ.get("K2RL_SANDBOX_TOKEN"))

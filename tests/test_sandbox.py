@@ -571,18 +571,24 @@ def test_the_zygote_reads_no_payload() -> None:
     assert not calls & {"os.read", "open", "os.fdopen"}
 
 
-def test_the_command_serves_and_ends_with_its_terminal() -> None:
-    command = [sys.executable, "-m", "k2rl", "sandbox", "serve", "--port", "0", "--workers", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+@pytest.mark.parametrize(("end", "code", "said"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 0, "")])
+def test_the_command_serves_until_it_is_told_to_end(end: signal.Signals, code: int, said: str) -> None:
+    # A shell may have started the tests with Ctrl-C ignored, which children inherit.
+    command = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from k2rl.cli import main; main()",
+        *("sandbox", "serve", "--port", "0", "--workers", "1"),
+    )
+    server = subprocess.Popen([sys.executable, "-c", *command], stdout=-1, stderr=-1, text=True)
+    try:
         assert server.stdout is not None
-        said = server.stdout.readline()
-        place = re.search(r"http://[^;]+", said)
+        place = re.search(r"http://[^;]+", server.stdout.readline())
         assert place is not None
         assert RemoteSandbox(place.group()).run(SQUARE, CALLS).verdict.score == 1.0
-        server.send_signal(signal.SIGINT)
-        _, errors = server.communicate(timeout=20)
-    assert server.returncode == 130
-    assert errors == "interrupted\n"
+        server.send_signal(end)
+        _, errors = server.communicate(timeout=30)
+    finally:
+        server.kill()
+    assert (server.returncode, errors) == (code, said)
 
 
 def test_the_doctor_knows_the_level() -> None:
