@@ -131,6 +131,12 @@ def test_a_looping_program_is_not_run_on_every_input(sandbox: LocalSandbox) -> N
     assert "96 of 100 tests failed" in outcome.verdict.detail
 
 
+def test_a_slow_program_that_passes_is_run_on_every_input(sandbox: LocalSandbox) -> None:
+    program = "import time\nn = int(input())\nwhile time.process_time() < 0.35: pass\nprint(n)"
+    tests = [StdioTest(str(n), str(n)) for n in range(5)]
+    assert sandbox.run(program, tests, Limits(cpu_s=0.3, wall_s=20.0)).passed == (True,) * 5
+
+
 def test_what_is_no_program_is_malformed(sandbox: LocalSandbox) -> None:
     tests: list[list[ProgramTest]] = [[CALLS[0]], [ScriptTest("assert f(0) == 1")], [StdioTest("", "1")]]
     for one in tests:

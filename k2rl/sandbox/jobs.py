@@ -175,8 +175,8 @@ def verdict_of(findings: Sequence[Finding]) -> Verdict:
     return Verdict.of(False, f"{len(failed)} of {len(findings)} tests failed: {failed[0].detail}")
 
 
-def _ending(child: Child, limits: Limits) -> str:
-    """Why a program that gave no result ended."""
+def exhausted(child: Child, limits: Limits) -> str:
+    """The limit that a program ran into; empty if none."""
     if child.overflow:
         return f"more than {limits.output_bytes} bytes of output"
     if child.late:
@@ -184,6 +184,14 @@ def _ending(child: Child, limits: Limits) -> str:
     # The clock of the limit also counts time that the host took away, the one of the usage does not.
     if child.cpu_s >= limits.cpu_s or (child.status == -9 and child.cpu_s > limits.cpu_s / 2):
         return f"more than {limits.cpu_s:g} s of processor time"
+    return ""
+
+
+def _ending(child: Child, limits: Limits) -> str:
+    """Why a program that gave no result ended."""
+    limit = exhausted(child, limits)
+    if limit:
+        return limit
     if child.status is not None and child.status < 0:
         return f"ended by signal {-child.status}"
     return f"the program ended itself (exit code {child.status})"

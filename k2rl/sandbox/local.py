@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from k2rl.errors import UnavailableError
 from k2rl.protocols import DEFAULT_LIMITS, CallTest, Limits, Outcome, ProgramTest
 from k2rl.sandbox import canaries
-from k2rl.sandbox.jobs import CallsJob, Finding, Job, jobs_of, printable, verdict_of
+from k2rl.sandbox.jobs import CallsJob, Finding, Job, exhausted, jobs_of, printable, verdict_of
 from k2rl.sandbox.processes import Child, Zygote, ZygoteError
 from k2rl.sandbox.zygote import FAILED
 from k2rl.types import Status, Verdict
@@ -131,9 +131,11 @@ class LocalSandbox:
                 findings |= job.failed(f"not run, for {slow} others ran out of their limits")
                 continue
             children = slot.run(job, limits)
-            findings |= job.judge(children, limits)
+            judged = job.judge(children, limits)
+            findings |= judged
             cpu_s += sum(c.cpu_s for c in children)
-            slow += any(c.late or c.overflow or c.cpu_s >= limits.cpu_s - 0.1 for c in children)
+            failed = not all(f.passed for f in judged.values())
+            slow += failed and any(exhausted(c, limits) for c in children)
         return [findings[i] for i in sorted(findings)], cpu_s
 
 
