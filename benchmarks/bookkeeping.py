@@ -27,7 +27,8 @@ from k2rl.batch import Batch, batches
 from k2rl.env import SingleTurnEnv
 from k2rl.loop import Run
 from k2rl.protocols import Request
-from k2rl.recipe import Recipe, load
+from k2rl.recipe import Recipe
+from k2rl.recipe_files import load
 from k2rl.runlog import RunLog
 from k2rl.scoring import score
 from k2rl.setup import Parts, build

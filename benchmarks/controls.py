@@ -39,7 +39,8 @@ from k2rl import rng
 from k2rl.eval_policy import evaluate
 from k2rl.loop import train
 from k2rl.losses import LossInputs, Objective, objective
-from k2rl.recipe import EnvSpec, ModelConfig, Recipe, SftRecipe, load
+from k2rl.recipe import EnvSpec, ModelConfig, Recipe, SftRecipe
+from k2rl.recipe_files import load
 from k2rl.sft import sft
 from k2rl.types import SCHEMA_VERSION
 

@@ -77,7 +77,8 @@ def train(
     as_json: JsonFlag = False,
 ) -> None:
     """Train a policy by RL."""
-    from k2rl.recipe import Recipe, load
+    from k2rl.recipe import Recipe
+    from k2rl.recipe_files import load
 
     loaded = load(Recipe, recipe, overrides or [])
     where = run_dir or _default_run_dir(Path(recipe).stem, resume)
@@ -117,7 +118,8 @@ def sft(
     as_json: JsonFlag = False,
 ) -> None:
     """Warm-start a model on demonstrations from the environments' gold answers."""
-    from k2rl.recipe import SftRecipe, load
+    from k2rl.recipe import SftRecipe
+    from k2rl.recipe_files import load
 
     loaded = load(SftRecipe, recipe, overrides or [])
     from k2rl.sft import sft as run
@@ -178,7 +180,8 @@ def _eval_recipe(model: str, ids: Sequence[str], args: Sequence[str], max_tokens
 
     An environment is called by its id, or by its class where the id is a path.
     """
-    from k2rl.recipe import Recipe, resolve
+    from k2rl.recipe import Recipe
+    from k2rl.recipe_files import resolve
 
     if args and len(ids) > 1:
         raise UserError("--arg belongs to one environment: give a single --env with it")

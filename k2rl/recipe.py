@@ -1,27 +1,13 @@
-"""The typed recipe of a run: every key, its default, and what may not be combined.
-
-One file, no inheritance between files; `key=value` on the command line overrides it; the resolved recipe is saved
-beside the run. An unknown key, a value out of range, and a key without effect in the chosen set-up are errors.
-"""
+"""The typed recipe of a run: every key and its default. `recipe_files.py` reads one, `recipe_checks.py` says what may
+not stand in it."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-from k2rl import assets, recipe_checks
 from k2rl.budget import BudgetConfig
-from k2rl.errors import UserError, did_you_mean
 from k2rl.schedules import Schedule
-from k2rl.types import SCHEMA_VERSION
 
 
 @dataclass
@@ -230,136 +216,3 @@ class SftRecipe:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=Schedule(start=1e-3, warmup=0.0)))
     sft: SftConfig = field(default_factory=SftConfig)
     threads: int | None = None
-
-
-R = TypeVar("R", Recipe, SftRecipe)
-
-
-def load(schema: type[R], name: str, overrides: Sequence[str] = ()) -> R:
-    """Read a recipe by shipped name or path, apply `key=value` overrides, and check it.
-
-    Raises:
-        UserError: not found, not YAML, unknown key, wrong type, value out of range, or a key without effect.
-    """
-    path = assets.recipe(name)
-    data = _read(path)
-    data.pop("schema_version", None)
-    return resolve(schema, data, overrides, source=str(path))
-
-
-def load_saved(path: Path) -> Recipe:
-    """Read the recipe that `save` wrote beside a run. Raises `UserError` as `load` does, or where it has no version."""
-    data = _read(path)
-    if "schema_version" not in data:
-        raise UserError(f"{path} has no schema_version: no run wrote it; start a new run directory")
-    del data["schema_version"]
-    return resolve(Recipe, data, source=str(path))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A recipe file's keys, its schema version (where it has one) being one that is read here."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys, this is a {type(data).__name__}")
-    if data.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {data['schema_version']}, this k2rl reads {SCHEMA_VERSION}: "
-            "use the version that wrote it"
-        )
-    return data
-
-
-def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> R:
-    """A checked recipe from plain data and `key=value` overrides. Raises `UserError` as `load` does."""
-    _check_keys(schema, data, "", source)
-    try:
-        merged: Any = OmegaConf.create(dict(data))  # Its type has other names in other versions of omegaconf.
-    except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"override {override!r}: write key=value, such as run.iterations=10")
-        try:
-            layer = OmegaConf.from_dotlist([override])
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UserError(f"override {override!r}: {str(error).splitlines()[0]}") from None
-        _check_keys(schema, OmegaConf.to_container(layer), "", f"override {override!r}")
-        key = override.partition("=")[0]
-        if key.endswith(".args") and OmegaConf.select(merged, key) is not None:
-            # An env's arguments given as a whole replace the old ones: they may belong to another env.
-            OmegaConf.update(merged, key, {}, merge=False)
-        merged = OmegaConf.merge(merged, layer)
-    try:
-        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), merged))
-    except MissingMandatoryValue as error:
-        raise UserError(f"{source}: {error.full_key} is missing: it has no default") from None
-    except OmegaConfBaseException as error:
-        where = getattr(error, "full_key", None)
-        message = str(getattr(error, "msg", None) or error).splitlines()[0]
-        raise UserError(f"{source}: {where + ': ' if where else ''}{message}") from None
-    assert isinstance(recipe, schema)
-    if isinstance(recipe, Recipe):
-        problems = recipe_checks.train_problems(recipe)
-    else:
-        problems = recipe_checks.sft_problems(recipe)
-    if problems:
-        raise UserError(f"{source}: {problems[0]}")
-    return recipe
-
-
-def to_yaml(recipe: Recipe | SftRecipe) -> str:
-    """The resolved recipe, as saved beside a run."""
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
-
-
-def to_dict(recipe: Recipe | SftRecipe) -> dict[str, Any]:
-    """The resolved recipe as plain data."""
-    data = OmegaConf.to_container(OmegaConf.structured(recipe))
-    assert isinstance(data, dict)
-    return {str(k): v for k, v in data.items()}
-
-
-def differences(a: Recipe, b: Recipe) -> list[str]:
-    """The dotted keys in which two recipes differ."""
-
-    def flat(value: Any, prefix: str) -> dict[str, Any]:
-        if isinstance(value, Mapping) and value:
-            return {k: v for key, sub in value.items() for k, v in flat(sub, f"{prefix}.{key}").items()}
-        return {prefix[1:]: value}
-
-    left, right = flat(to_dict(a), ""), flat(to_dict(b), "")
-    return sorted(k for k in left.keys() | right.keys() if left.get(k, math.nan) != right.get(k, math.nan))
-
-
-def _check_keys(schema: Any, data: Any, prefix: str, source: str) -> None:
-    """Refuse keys the schema does not have, naming the closest one it has."""
-    args = [a for a in get_args(schema) if a is not type(None)]
-    named = get_origin(schema) is dict
-    schema = next((a for a in args if dataclasses.is_dataclass(a)), schema)
-    if not dataclasses.is_dataclass(schema) or data is None:
-        return
-    hints = get_type_hints(schema)
-    if not isinstance(data, Mapping):
-        keys = f"names, each with {', '.join(hints)}" if named else ", ".join(hints)
-        raise UserError(f"{source}: {prefix[:-1]} is {data!r}: it is a mapping of {keys}")
-    if named:
-        for key, value in data.items():
-            _check_keys(schema, value, f"{prefix}{key}.", source)
-        return
-    for key, value in data.items():
-        if key not in hints:
-            raise UserError(
-                f"{source}: unknown key {prefix}{key}{did_you_mean(str(key), hints)}: "
-                f"allowed here are {', '.join(hints)}"
-            )
-        _check_keys(hints[key], value, f"{prefix}{key}.", source)
-
-
-def save(recipe: Recipe | SftRecipe, path: Path) -> None:
-    """Write the resolved recipe, with the version of its schema."""
-    path.write_text(f"schema_version: {SCHEMA_VERSION}\n{to_yaml(recipe)}", encoding="utf-8")

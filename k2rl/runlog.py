@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from safetensors import SafetensorError
 
-from k2rl import recipe as recipes
+from k2rl import recipe_files as recipes
 from k2rl.errors import RunError, UserError
 from k2rl.recipe import Recipe
 from k2rl.types import SCHEMA_VERSION, Group

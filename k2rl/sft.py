@@ -28,7 +28,8 @@ from k2rl.errors import UserError
 from k2rl.models import Policy, context_length, load_policy, pick_device, save_policy
 from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.progress import live
-from k2rl.recipe import SftRecipe, SftStop, to_dict
+from k2rl.recipe import SftRecipe, SftStop
+from k2rl.recipe_files import to_dict
 from k2rl.runlog import writing
 from k2rl.trainers.gradients import Gradients, Terms
 from k2rl.trainers.torch_trainer import text_loss

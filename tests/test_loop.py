@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from k2rl.errors import RunError, UnavailableError, UserError
 from k2rl.loop import train
-from k2rl.recipe import Recipe, resolve, save
+from k2rl.recipe import Recipe
+from k2rl.recipe_files import resolve, save
 
 HERE = Path(__file__).parent
 

@@ -10,7 +10,8 @@ import pytest
 
 from k2rl import assets
 from k2rl.loop import train
-from k2rl.recipe import Recipe, resolve
+from k2rl.recipe import Recipe
+from k2rl.recipe_files import resolve
 
 
 def small(**keys: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from k2rl import assets, recipe
+from k2rl import assets, recipe_files
 from k2rl.errors import UserError
 from k2rl.recipe import Recipe, SftRecipe
 
@@ -18,14 +18,14 @@ ENVS: dict[str, Any] = {"envs": {"m": {"id": "math"}}}
 def problem(*overrides: str, data: Mapping[str, Any] = ENVS, schema: type[Any] = Recipe) -> str:
     """The one line with which these keys are refused."""
     with pytest.raises(UserError) as caught:
-        recipe.resolve(schema, data, overrides)
+        recipe_files.resolve(schema, data, overrides)
     line = str(caught.value)
     assert "\n" not in line
     return line
 
 
 def test_defaults_and_overrides() -> None:
-    made = recipe.resolve(Recipe, ENVS, ["seed=3", "envs.m.budget.tokens=9", "optim.lr.start=1e-3"])
+    made = recipe_files.resolve(Recipe, ENVS, ["seed=3", "envs.m.budget.tokens=9", "optim.lr.start=1e-3"])
     assert (made.seed, made.model.path, made.rollout.group_size) == (3, "nano", 16)
     assert made.envs["m"].budget.tokens == 9
     assert made.optim.lr.start == 1e-3
@@ -33,7 +33,7 @@ def test_defaults_and_overrides() -> None:
 
 
 def test_an_override_can_add_an_env_with_arguments() -> None:
-    made = recipe.resolve(Recipe, ENVS, ["envs.rev.id=rev.py:Rev", "envs.rev.args.levels=[1,2]"])
+    made = recipe_files.resolve(Recipe, ENVS, ["envs.rev.id=rev.py:Rev", "envs.rev.args.levels=[1,2]"])
     assert list(made.envs) == ["m", "rev"]
     assert made.envs["rev"].args == {"levels": [1, 2]}
 
@@ -130,13 +130,13 @@ def test_keys_without_effect_are_refused() -> None:
     assert "critic" in problem("critic.enabled=true")
     override = "envs.m.budget.mode=override"
     assert "envs.m.budget.penalty is 0.5: it has no effect" in problem(override, "envs.m.budget.penalty=0.5")
-    assert recipe.resolve(Recipe, ENVS, [override]).envs["m"].budget.mode == "override"
+    assert recipe_files.resolve(Recipe, ENVS, [override]).envs["m"].budget.mode == "override"
 
 
 def test_sft_recipes_have_their_own_keys() -> None:
     assert "unknown key rollout" in problem("rollout.tasks=2", schema=SftRecipe)
     assert "head_size" in problem("model.scratch.hidden_size=100", schema=SftRecipe)
-    assert recipe.resolve(SftRecipe, ENVS).model.path is None
+    assert recipe_files.resolve(SftRecipe, ENVS).model.path is None
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_stages_of_sft(overrides: list[str], says: str) -> None:
 @pytest.mark.parametrize("schema", [Recipe, SftRecipe])
 def test_a_saved_recipe_loads_equal(schema: type[Any], tmp_path: Path) -> None:
     strange = {"text": "1e-5", "flag": "on", "list": [1, {"a": None}], "number": 1e-5}
-    made = recipe.resolve(
+    made = recipe_files.resolve(
         schema, {"envs": {"m": {"id": "math", "args": strange, "temperature": {"start": 0.5}}}}, ["seed=7"]
     )
     path = tmp_path / "recipe.yaml"
-    recipe.save(made, path)
-    assert recipe.load(schema, str(path)) == made
+    recipe_files.save(made, path)
+    assert recipe_files.load(schema, str(path)) == made
 
 
 @pytest.mark.parametrize(
@@ -171,21 +171,21 @@ def test_damaged_files(text: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=says):
-        recipe.load(Recipe, str(path))
+        recipe_files.load(Recipe, str(path))
 
 
 def test_a_binary_file_is_no_recipe(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not valid YAML"):
-        recipe.load(Recipe, str(path))
+        recipe_files.load(Recipe, str(path))
 
 
 def test_recipes_that_do_not_exist() -> None:
     with pytest.raises(UserError, match=r"no recipe file nowhere\.yaml"):
-        recipe.load(Recipe, "nowhere.yaml")
+        recipe_files.load(Recipe, "nowhere.yaml")
     with pytest.raises(UserError, match="did you mean 'quickstart'"):
-        recipe.load(Recipe, "quikstart")
+        recipe_files.load(Recipe, "quikstart")
 
 
 def test_a_folder_does_not_hide_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +199,6 @@ def test_every_shipped_recipe_loads_and_says_what_it_is(name: str) -> None:
     # What a recipe leaves to its user has the value ???, and the comment on top names it.
     blanks = [f"envs.{name}.args.data=some.jsonl", "model.path=some/model"] if name in ("gsm8k", "mbpp") else []
     sft = name.endswith("_sft")
-    loaded = recipe.load(SftRecipe, name, blanks) if sft else recipe.load(Recipe, name, blanks)
+    loaded = recipe_files.load(SftRecipe, name, blanks) if sft else recipe_files.load(Recipe, name, blanks)
     assert loaded.envs
     assert assets.recipe(name).read_text(encoding="utf-8").startswith("# ")

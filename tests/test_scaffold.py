@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from k2rl import recipe, scaffold
+from k2rl import recipe, recipe_files, scaffold
 from k2rl.errors import UserError
 from k2rl.plugins import make_env
 
@@ -64,7 +64,7 @@ def test_the_printed_command_names_an_env_that_loads(tmp_path: Path, monkeypatch
     made = scaffold.new_env("rev", Path("my envs"))
     program, command, name, *overrides = shlex.split(made.train_command)
     assert (program, command, name) == ("k2rl", "train", "quickstart")
-    loaded = recipe.resolve(recipe.Recipe, {}, overrides)
+    loaded = recipe_files.resolve(recipe.Recipe, {}, overrides)
     env = make_env(loaded.envs["rev"].id)
     assert type(env).__name__ == "RevEnv"
     assert next(iter(env.tasks("train", 0))).answer

@@ -11,7 +11,8 @@ import torch
 from k2rl.errors import UserError
 from k2rl.models import load_policy
 from k2rl.optim.model_optimizer import ModelOptimizer
-from k2rl.recipe import ModelConfig, SftRecipe, SftStop, resolve
+from k2rl.recipe import ModelConfig, SftRecipe, SftStop
+from k2rl.recipe_files import resolve
 from k2rl.sft import sft, why_ended
 
 
