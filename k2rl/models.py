@@ -81,7 +81,7 @@ def save_policy(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | N
 
 
 def _dtype(name: str) -> torch.dtype:
-    """`auto` is float32: AdamW updates at RL's learning rates vanish in bfloat16 weights."""
+    """`auto` is float32, whatever the weights were saved in."""
     dtype = torch.float32 if name == "auto" else getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype

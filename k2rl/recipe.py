@@ -12,7 +12,10 @@ from k2rl.schedules import Schedule
 
 @dataclass
 class ModelConfig:
-    """`path`: a transformers folder, a hub id, or `nano`. `dtype`: auto, float32, bfloat16 or float16."""
+    """`path`: a transformers folder, a hub id, or `nano`.
+
+    `dtype`: auto (float32), float32, or bfloat16: weights and arithmetic in bfloat16, updates to float32 masters.
+    """
 
     path: str = "nano"
     dtype: str = "auto"

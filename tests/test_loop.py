@@ -144,6 +144,16 @@ def test_the_same_recipe_gives_the_same_run(recipe: Callable[..., Recipe], tmp_p
     assert_identical(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.parametrize("extra", [["model.dtype=bfloat16"]], ids=["bfloat16"])
+def test_a_resumed_run_continues_identically(recipe: Callable[..., Recipe], tmp_path: Path, extra: list[str]) -> None:
+    chosen = recipe("run.iterations=4", *extra)
+    train(chosen, tmp_path / "whole", quiet=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "000004")
+    train(chosen, tmp_path / "cut", resume=True, quiet=True)
+    assert_identical(tmp_path / "whole", tmp_path / "cut")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["rollout.pause_share=0.7"]], ids=["whole", "partial-rollouts"])
 def test_kill_9_at_a_random_iteration_and_resume_is_identical(

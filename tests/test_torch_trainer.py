@@ -143,8 +143,10 @@ def test_ptx_is_normalised_on_its_own(tiny_model: Any) -> None:
         torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_save_and_load_continue_bit_for_bit(tiny_model: Any, tmp_path: Path, name: str) -> None:
+def test_save_and_load_continue_bit_for_bit(tiny_model: Any, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    tiny_model.to(dtype)
     optim = OptimConfig(name=name, lr=Schedule(start=1e-3), weight_decay=0.01)
     trainer = TorchTrainer(tiny_model, K2(), optim, 4096)
     batch = one_batch(K2())
@@ -156,6 +158,12 @@ def test_save_and_load_continue_bit_for_bit(tiny_model: Any, tmp_path: Path, nam
     trainer.step(batch, lr=1e-3)
     for tensor_name, tensor in trainer.named_tensors():
         assert torch.equal(tensor, expected[tensor_name]), tensor_name
+
+
+def test_a_checkpoint_of_another_dtype_is_refused(tiny_model: Any, tmp_path: Path) -> None:
+    TorchTrainer(tiny_model, K2(), OptimConfig(), 4096).save(tmp_path)
+    with pytest.raises(UserError, match=r"made with another model\.dtype"):
+        TorchTrainer(tiny_model.to(torch.bfloat16), K2(), OptimConfig(), 4096).load(tmp_path)
 
 
 def test_a_foreign_checkpoint_names_the_tensor(tiny_model: Any, tmp_path: Path, tiny_tokenizer: Any) -> None:

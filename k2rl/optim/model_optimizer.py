@@ -1,4 +1,9 @@
-"""The optimizer of a whole model: AdamW, or Muon for the hidden matrices with AdamW for the rest."""
+"""The optimizer of a whole model: AdamW, or Muon for the hidden matrices with AdamW for the rest.
+
+An update at RL's learning rates is smaller than the distance between neighbouring bfloat16 numbers and would vanish.
+So a weight that is not float32 has a float32 master here: gradients are added up in float32, moments and updates are
+the master's, and the weight is the master rounded.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +22,19 @@ class ModelOptimizer:
 
     def __init__(self, model: Any, config: OptimConfig) -> None:
         self.model, self.config = model, config
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        matrices = hidden_matrices(model) if config.name == "muon" else []
+        self._masters: dict[torch.Tensor, torch.Tensor] = {}
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dtype != torch.float32:
+                parameter.grad_dtype = torch.float32
+                self._masters[parameter] = parameter.detach().float()
+        self.reset()
+
+    def reset(self) -> None:
+        """Drop the moments; the masters stay."""
+        config = self.config
+        matrices = hidden_matrices(self.model) if config.name == "muon" else []
         chosen = {id(p) for p in matrices}
-        rest = [p for p in parameters if id(p) not in chosen]
+        rest = [self._master(p) for p in self.model.parameters() if p.requires_grad and id(p) not in chosen]
         groups = [
             {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
@@ -30,7 +44,12 @@ class ModelOptimizer:
             (adamw, config.adamw_lr_ratio if matrices else 1.0),
         ]
         if matrices:
-            self._parts.append((Muon(matrices, weight_decay=config.weight_decay), 1.0))
+            hidden = [self._master(p) for p in matrices]
+            self._parts.append((Muon(hidden, weight_decay=config.weight_decay), 1.0))
+
+    def _master(self, parameter: torch.Tensor) -> torch.Tensor:
+        """What is updated for a parameter: its master, or itself."""
+        return self._masters.get(parameter, parameter)
 
     def update(self, lr: float) -> float:
         """Clip the gradient to `grad_clip` (0: don't), step at `lr`, drop the gradient; its norm before clipping.
@@ -44,10 +63,16 @@ class ModelOptimizer:
             raise RunError(
                 f"the gradient is not finite ({float(norm)}): training diverged; lower optim.lr, or raise objective.tau"
             )
+        for parameter, master in self._masters.items():
+            master.grad, parameter.grad = parameter.grad, None
         for optimizer, ratio in self._parts:
             for group in optimizer.param_groups:
                 group["lr"] = lr * ratio
             optimizer.step()
+        with torch.no_grad():
+            for parameter, master in self._masters.items():
+                parameter.copy_(master)
+                master.grad = None
         self.zero_grad()
         return float(norm)
 
@@ -55,20 +80,30 @@ class ModelOptimizer:
         self.model.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The state as `<kind>.<parameter name>` tensors."""
+        """Masters and moments as `<kind>.<parameter name>` tensors."""
         found = {}
         for name, parameter in self.model.named_parameters():
+            if parameter in self._masters:
+                found[f"master.{name}"] = self._masters[parameter]
             for optimizer, _ in self._parts:
-                for kind, value in optimizer.state.get(parameter, {}).items():
+                for kind, value in optimizer.state.get(self._master(parameter), {}).items():
                     found[f"{kind}.{name}"] = value.detach().contiguous()
         return found
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `tensors` returned."""
+        """Take over what `tensors` returned.
+
+        Raises:
+            KeyError: the master of a weight that needs one is not there.
+        """
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if parameter in self._masters:
+                    self._masters[parameter].copy_(tensors[f"master.{name}"])
         for optimizer, _ in self._parts:
             owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
             for name, parameter in self.model.named_parameters():
-                if id(parameter) in owned:
+                if id(self._master(parameter)) in owned:
                     state = {
                         kind: tensors[f"{kind}.{name}"]
                         if kind == "step"
@@ -77,7 +112,7 @@ class ModelOptimizer:
                         if f"{kind}.{name}" in tensors
                     }
                     if state:
-                        optimizer.state[parameter] = state
+                        optimizer.state[self._master(parameter)] = state
 
 
 def hidden_matrices(model: Any) -> list[torch.Tensor]:

@@ -62,7 +62,10 @@ class Gradients:
         for parameter, grad in zip(self.parameters, grads, strict=True):
             if grad is not None:
                 # Never in place on what `autograd.grad` returned: it may be shared with another parameter's.
-                parameter.grad = grad.clone() if parameter.grad is None else parameter.grad.add_(grad)
+                if parameter.grad is None:
+                    parameter.grad = grad.to(parameter.grad_dtype, copy=True)
+                else:
+                    parameter.grad.add_(grad)
         _add(totals, stats)
 
 

@@ -35,7 +35,7 @@ class TorchTrainer:
     def step(self, batch: Batch, *, lr: float) -> dict[str, float]:
         """One update on L/(2 tau) (or the objective at hand) plus the batch's PTX term."""
         if self.config.reset_each_iteration and batch.first_of_iteration:
-            self.optimizer = ModelOptimizer(self.model, self.config)
+            self.optimizer.reset()
         self.optimizer.zero_grad()
         totals: dict[str, torch.Tensor] = {}
         self.gradients.add(micro_batches(batch, self.micro_batch_tokens), self.policy_terms, totals)
@@ -91,8 +91,11 @@ class TorchTrainer:
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(weights[name])
-        self.optimizer = ModelOptimizer(self.model, self.config)
-        self.optimizer.load(moments)
+        self.optimizer.reset()
+        try:
+            self.optimizer.load(moments)
+        except KeyError as missing:
+            raise UserError(f"{folder}: this checkpoint was made with another model.dtype: no {missing}") from None
 
 
 def token_logprobs(
