@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from k2rl import assets
+from k2rl import assets, lora
 from k2rl.chat import Chat
 from k2rl.errors import UserError
 from k2rl.recipe import ModelConfig
@@ -28,8 +31,12 @@ class Policy:
     context: int
 
 
-def load_policy(config: ModelConfig) -> Policy:
-    """Raises `UserError` naming the path when there is no loadable causal LM there."""
+def load_policy(config: ModelConfig, seed: int = 0) -> Policy:
+    """The policy a recipe names; `seed` is what new adapters begin with.
+
+    Raises:
+        UserError: there is no loadable causal LM, or it can't have the adapters asked for.
+    """
     path = str(assets.NANO) if config.path == "nano" else os.path.expanduser(config.path)
     looks_local = config.path.startswith((".", "/", "~")) or (os.sep in path and Path(path).parent.is_dir())
     if config.path == "nano" and not assets.NANO.is_dir():
@@ -50,6 +57,8 @@ def load_policy(config: ModelConfig) -> Policy:
     except (OSError, ValueError) as error:
         raise UserError(f"model.path={config.path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     model.to(device).eval()
+    if config.lora is not None:
+        lora.attach(model, config.lora, seed)
     return Policy(model, tokenizer, Chat(tokenizer, _generation_stops(path)), context_length(model))
 
 
@@ -65,18 +74,51 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def checkpoint_layers(model: Any) -> None:
+    """Keep each layer's input alone for the backward pass, and compute the rest of the layer again there.
+
+    Only where gradients are recorded: sampling is untouched. transformers' own switch works in training mode, where
+    dropout would act; the policy stays in eval mode.
+
+    Raises:
+        UserError: the model's class does not say what its layers are.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(
+            f"trainer.gradient_checkpointing: {model.config.model_type} does not say which of its parts are layers; "
+            "leave it off, and lower trainer.micro_batch_tokens where memory is short"
+        )
+    for layer in layers:
+        layer.forward = _computed_again(layer.forward)
+
+
+def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return call
+
+
 def context_length(model: Any) -> int:
     """The most positions the model takes; very large where its config does not say."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
 def save_policy(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a transformers folder that plain transformers and vLLM load. `dtype` stores the weights in another
-    type than they are trained in."""
-    tensors = {n: t.detach().to("cpu", dtype or t.dtype).contiguous() for n, t in model.state_dict().items()}
+    """Write a transformers folder that plain transformers and vLLM load: adapters are merged, and lie beside the
+    weights in `adapter/` too. `dtype` stores the weights in another type than they are trained in."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+    full = {**dict(lora.full_weights(model)), **buffers}
+    tensors = {name: tensor.to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in full.items()}
     kept, model.config.dtype = model.config.dtype, dtype or model.dtype
     model.save_pretrained(folder, state_dict=tensors)
     model.config.dtype = kept
+    if lora.has_adapters(model):
+        lora.save_adapter(model, folder / "adapter")
     tokenizer.save_pretrained(folder)
 
 

@@ -11,16 +11,28 @@ from k2rl.schedules import Schedule
 
 
 @dataclass
+class LoraConfig:
+    """Adapters of `rank`, scaled by alpha / rank, in `modules`: `all-linear` (all but the head), or the last names of
+    linear layers, such as [q_proj, v_proj]. There is no dropout: sampler and trainer see the same policy."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    modules: Any = "all-linear"
+
+
+@dataclass
 class ModelConfig:
     """`path`: a transformers folder, a hub id, or `nano`.
 
     `dtype`: auto (float32), float32, or bfloat16: weights and arithmetic in bfloat16, updates to float32 masters.
+    `lora`: train adapters, and leave the weights as they are.
     """
 
     path: str = "nano"
     dtype: str = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
+    lora: LoraConfig | None = None
 
 
 @dataclass
@@ -107,12 +119,14 @@ class OptimConfig:
 class TrainerConfig:
     """`updates_per_iteration` mini-batches of whole groups with pi_old fixed; `micro_batch_workers` threads share
     their micro-batches on a CPU (small models gain, large ones are better off with 1); `micro_batch_tokens` bounds the
-    padded tokens of one forward and backward pass."""
+    padded tokens of one forward and backward pass. `gradient_checkpointing` keeps of each layer only its input for the
+    backward pass: far less memory, a third more time."""
 
     backend: str = "torch"
     updates_per_iteration: int = 2
     micro_batch_tokens: int = 8192
     micro_batch_workers: int = 1
+    gradient_checkpointing: bool = False
 
 
 @dataclass

@@ -10,7 +10,7 @@ from k2rl import budget
 from k2rl.schedules import Schedule
 
 if TYPE_CHECKING:
-    from k2rl.recipe import EnvSpec, OptimConfig, Recipe, SftRecipe
+    from k2rl.recipe import EnvSpec, LoraConfig, OptimConfig, Recipe, SftRecipe
 
 
 def train_problems(recipe: Recipe) -> list[str]:
@@ -129,6 +129,7 @@ def _train_problems(recipe: Recipe) -> list[str]:
     found += _one_of("cluster.address", recipe.cluster.address, ["none"])
     found += _one_of("objective.name", objective.name, ["k2", "grpo"])
     found += _one_of("model.dtype", recipe.model.dtype, ["auto", "float32", "bfloat16"])
+    found += _lora_problems(recipe.model.lora)
     found += _temperature_problems("temperature", recipe.temperature)
     if recipe.critic.enabled:
         found.append("critic.enabled is true: this version has no critic; set it to false")
@@ -155,6 +156,18 @@ def _train_problems(recipe: Recipe) -> list[str]:
     return found
 
 
+def _lora_problems(lora: LoraConfig | None) -> list[str]:
+    if lora is None:
+        return []
+    found = _at_least({"model.lora.rank": (lora.rank, 1)})
+    if not 0 < lora.alpha < math.inf:
+        found.append(f"model.lora.alpha is {lora.alpha}: it must be above 0")
+    named = isinstance(lora.modules, list) and lora.modules and all(isinstance(name, str) for name in lora.modules)
+    if lora.modules != "all-linear" and not named:
+        found.append(f"model.lora.modules is {lora.modules!r}: give all-linear, or a list such as [q_proj, v_proj]")
+    return found
+
+
 def _sft_problems(recipe: SftRecipe) -> list[str]:
     sft, stop, scratch = recipe.sft, recipe.sft.stop, recipe.model.scratch
     found = _at_least(
@@ -177,6 +190,9 @@ def _sft_problems(recipe: SftRecipe) -> list[str]:
     )
     # SFT averages the weights over many steps: bfloat16 has no room for what one of them adds.
     found += _one_of("model.dtype", recipe.model.dtype, ["auto", "float32"])
+    found += _lora_problems(recipe.model.lora)
+    if recipe.model.lora is not None and recipe.model.path is None:
+        found.append("model.lora has no place without model.path: a new model has nothing to adapt")
     found += _one_of("sft.save_dtype", sft.save_dtype, ["float32", "bfloat16", "float16"])
     for key in ("end", "warmup"):
         if getattr(recipe.optim.lr, key):

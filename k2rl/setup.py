@@ -15,7 +15,7 @@ from k2rl.envpool import EnvPool
 from k2rl.errors import UserError
 from k2rl.eval_policy import sampled_and_greedy, tokens_needed
 from k2rl.losses import Objective, objective
-from k2rl.models import Policy, load_policy, save_policy
+from k2rl.models import Policy, checkpoint_layers, load_policy, save_policy
 from k2rl.progress import console
 from k2rl.protocols import Sampler
 from k2rl.recipe import Recipe
@@ -75,11 +75,13 @@ def build(recipe: Recipe, goal: Objective | None = None) -> Parts:
 
 def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     _check_reward_ranges(recipe, envs)
-    policy = load_policy(recipe.model)
+    policy = load_policy(recipe.model, recipe.seed)
+    if recipe.trainer.gradient_checkpointing:
+        checkpoint_layers(policy.model)
     if multi_turn(envs.templates):
         policy.chat.check_turns()
     train_tasks, test_tasks = _tasks(recipe, envs, policy)
-    sampler = TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots)
+    sampler = TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots, shared=True)
     return Parts(
         recipe,
         policy,

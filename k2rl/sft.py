@@ -192,7 +192,7 @@ class Average:
     """An exponential moving average of a model's weights over about `steps` steps, shorter at the start."""
 
     def __init__(self, model: Any, steps: int) -> None:
-        self.parameters = list(model.parameters())
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.mean = [p.detach().clone() for p in self.parameters]
         self.steps = steps
 
@@ -243,7 +243,7 @@ def _batches(examples: Sequence[Example], tokens: int, seed: int, pad_id: int) -
 def _policy(recipe: SftRecipe, envs: dict[str, Env], pools: dict[str, list[Task]]) -> Policy:
     """The model to warm up: a given one, or a new one whose tokenizer is trained on the demonstrations."""
     if recipe.model.path is not None:
-        return load_policy(recipe.model)
+        return load_policy(recipe.model, recipe.seed)
     texts = []
     for name, env in envs.items():
         for task in pools[name][:: max(1, len(pools[name]) // 5000)]:

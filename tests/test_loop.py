@@ -144,7 +144,15 @@ def test_the_same_recipe_gives_the_same_run(recipe: Callable[..., Recipe], tmp_p
     assert_identical(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("extra", [["model.dtype=bfloat16"]], ids=["bfloat16"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["model.dtype=bfloat16"],
+        ["model.lora={rank: 4}", "optim.lr.start=0.03"],
+        ["model.lora={rank: 4}", "model.dtype=bfloat16", "optim.name=muon", "trainer.gradient_checkpointing=true"],
+    ],
+    ids=["bfloat16", "lora", "bfloat16-lora-muon-checkpointing"],
+)
 def test_a_resumed_run_continues_identically(recipe: Callable[..., Recipe], tmp_path: Path, extra: list[str]) -> None:
     chosen = recipe("run.iterations=4", *extra)
     train(chosen, tmp_path / "whole", quiet=True)

@@ -41,25 +41,25 @@ def test_tiny_updates_move_bfloat16_weights_as_they_move_float32_ones(tiny_model
     without = copy.deepcopy(rounded)
     config = OptimConfig(name=name, grad_clip=0.0)
     optimizers = [ModelOptimizer(m, config) for m in (exact, rounded)]
-    naive = torch.optim.AdamW(without.parameters(), lr=1e-5, weight_decay=0.0)
+    naive = torch.optim.AdamW(without.parameters(), lr=3e-5, weight_decay=0.0)
     start = {n: p.detach().clone() for n, p in exact.named_parameters()}
     draw = torch.Generator().manual_seed(1)
     directions = {n: torch.randn(p.shape, generator=draw) for n, p in exact.named_parameters()}
-    for _ in range(300):
+    for _ in range(100):
         for model in (exact, rounded, without):
             for n, p in model.named_parameters():
                 p.grad = directions[n].to(p.grad_dtype)
         for optimizer in optimizers:
-            optimizer.update(1e-5)
+            optimizer.update(3e-5)
         naive.step()
     masters = optimizers[1].tensors()
     for n, p in exact.named_parameters():
         torch.testing.assert_close(masters[f"master.{n}"], p, atol=0, rtol=0, msg=n)
         assert torch.equal(rounded.get_parameter(n), p.to(torch.bfloat16)), n
     far = {n: p for n, p in exact.named_parameters() if not torch.equal(p.to(torch.bfloat16).float(), start[n])}
-    assert len(far) == len(start), "300 updates of 1e-5 are more than half a step of bfloat16 somewhere in every tensor"
+    assert len(far) == len(start), "100 updates of 3e-5 are more than half a step of bfloat16 somewhere in every tensor"
     stuck = sum(int((p.float() == start[n]).sum()) for n, p in without.named_parameters())
-    assert stuck > 0.9 * sum(p.numel() for p in start.values()), "without masters all but the smallest weights stay"
+    assert stuck > 0.7 * sum(p.numel() for p in start.values()), "without masters all but the smallest weights stay"
 
 
 @pytest.mark.parametrize("micro_tokens", [20, 10_000])

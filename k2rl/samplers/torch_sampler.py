@@ -53,17 +53,18 @@ class TorchSampler:
         model: a causal LM whose layers all have full attention; may be the trainer's own module.
         pad_id: any valid id.
         slots: rows that decode at once.
+        shared: `model` is the trainer's own module, adapters and all: its weights are new without being published.
 
     Raises:
         UserError: the model has sliding-window or linear-attention layers.
     """
 
-    def __init__(self, model: Any, pad_id: int, slots: int = 256) -> None:
+    def __init__(self, model: Any, pad_id: int, slots: int = 256, shared: bool = False) -> None:
         text_config = model.config.get_text_config()
         _check_attention(text_config)
         self.version = 0
         self.model = model
-        self.pad_id, self.slots = pad_id, slots
+        self.pad_id, self.slots, self.shared = pad_id, slots, shared
         self._layers = int(text_config.num_hidden_layers)
         self._waiting: deque[Request] = deque()
         self._head: _Prefilled | None = None
@@ -119,20 +120,15 @@ class TorchSampler:
         return scores
 
     def publish(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Copy the weights that are not already shared with the trainer.
+        """Copy the weights, unless they are shared with the trainer.
 
         Raises:
             ValueError: a tensor is unknown to the model or has another shape, or samples are under way.
         """
         if self._rows or self._waiting or self._head:
             raise ValueError("publish while samples are under way: poll them to the end or abort them first")
-        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-        with torch.no_grad():
-            for name, tensor in named_tensors:
-                if name not in own or own[name].shape != tensor.shape:
-                    raise ValueError(f"published tensor {name} {tuple(tensor.shape)} does not fit the sampler's model")
-                if own[name].data_ptr() != tensor.data_ptr():
-                    own[name].copy_(tensor)
+        if not self.shared:
+            self._copy(named_tensors)
         self.version = version
 
     def sleep(self) -> None:
@@ -146,6 +142,14 @@ class TorchSampler:
     def close(self) -> None:
         self.abort()
         self.sleep()
+
+    @torch.no_grad()
+    def _copy(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for name, tensor in named_tensors:
+            if name not in own or own[name].shape != tensor.shape:
+                raise ValueError(f"published tensor {name} {tuple(tensor.shape)} does not fit the sampler's model")
+            own[name].copy_(tensor)
 
     # --- rows enter ------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from k2rl.batch import Batch, TextBatch, micro_batches
 from k2rl.errors import UserError
+from k2rl.lora import full_weights
 from k2rl.losses import LossInputs, Objective
 from k2rl.losses.ptx import ptx
 from k2rl.optim.model_optimizer import ModelOptimizer
@@ -71,16 +72,18 @@ class TorchTrainer:
         return [row[keep].float().cpu().numpy() for row, keep in zip(logprobs, mask, strict=True)]
 
     def named_tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
-        """Parameters by name; a tied weight appears once."""
-        return ((name, p.detach()) for name, p in self.model.named_parameters())
+        """All weights by transformers' names, adapters merged; a tied weight appears once."""
+        return full_weights(self.model)
 
     def save(self, folder: Path) -> None:
-        save_file({n: t.contiguous() for n, t in self.named_tensors()}, folder / "weights.safetensors")
+        """What is trained (with LoRA: the adapters), and the optimizer's state."""
+        trained = {n: p.detach().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / "weights.safetensors")
         save_file(self.optimizer.tensors(), folder / "optimizer.safetensors")
 
     def load(self, folder: Path) -> None:
         weights, moments = _read(folder / "weights.safetensors"), _read(folder / "optimizer.safetensors")
-        own = dict(self.model.named_parameters())
+        own = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         for name, parameter in own.items():
             if name not in weights or weights[name].shape != parameter.shape:
                 found = tuple(weights[name].shape) if name in weights else "nothing"
