@@ -175,6 +175,40 @@ def evaluate(
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
+@app.command()
+def measure(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the pass rates are written  [default: the recipe's envs.X.measured]")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Responses per task.")] = 8,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure how hard a recipe's training tasks are for its model, for pass_rate and order."""
+    from k2rl.recipe import Recipe
+    from k2rl.recipe_files import load
+
+    loaded = load(Recipe, recipe, overrides or [])
+    from k2rl import measure as measuring
+
+    where = measuring.place(loaded, out)
+    report = measuring.measure(loaded, where, samples=samples, force=force, quiet=as_json)
+    if as_json:
+        _print_json(report)
+        return
+    from rich.console import Console
+
+    Console().print(measuring.table(report))
+    if out is None:
+        print(f"wrote {where}, which the recipe names")
+        return
+    print(f"wrote {where}; train on what is neither always right nor always wrong with")
+    keys = [f"envs.{name}.measured={where} envs.{name}.pass_rate=[0.1,0.9]" for name in report["envs"]]
+    print(f"  k2rl train {recipe} {' '.join([*(overrides or []), *keys])}")
+
+
 def _eval_recipe(model: str, ids: Sequence[str], args: Sequence[str], max_tokens: int | None) -> Recipe:
     """The model and envs of an evaluation as a recipe, so that both are checked as a recipe's are.
 

@@ -1,19 +1,17 @@
-"""Which tasks next: pools per environment, mixed by weight.
-
-The whole state is one number per environment, how many of its tasks were handed out: the order of each pass over
-a pool is keyed by (seed, env, pass).
-"""
+"""Which tasks next: pools per environment, mixed by weight; `queues.py` has the order within each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from k2rl import rng
+from k2rl.difficulty import Measured, tally
 from k2rl.env import Env
 from k2rl.errors import UserError, users_code
+from k2rl.queues import Queue
 from k2rl.recipe import EnvSpec
-from k2rl.types import Split, Task
+from k2rl.types import Group, Split, Task
 
 
 def pool(name: str, env: Env, split: Split, seed: int, size: int) -> list[Task]:
@@ -80,38 +78,62 @@ def fitting(tasks: Sequence[Task], tokens: Callable[[Task], int], context: int) 
 
 
 class Curriculum:
-    """Hands out training tasks, the environments interleaved by weight."""
+    """Hands out training tasks, the environments interleaved by weight.
 
-    def __init__(self, pools: Mapping[str, Sequence[Task]], specs: Mapping[str, EnvSpec], seed: int) -> None:
-        self.pools, self.seed = pools, seed
-        self.weights = {name: specs[name].weight for name in pools}
-        self.given = dict.fromkeys(pools, 0)
+    `measured` has, per environment, what is known of its tasks before the run.
+    """
 
-    def next(self, count: int) -> list[Task]:
-        """The next `count` tasks. At every moment each env has had its share, to within one task."""
-        return [self._draw(self._most_behind()) for _ in range(count)]
+    def __init__(
+        self,
+        pools: Mapping[str, Sequence[Task]],
+        specs: Mapping[str, EnvSpec],
+        seed: int,
+        measured: Mapping[str, Mapping[str, Measured]] | None = None,
+    ) -> None:
+        self.pools, self.specs = pools, specs
+        known = measured or {}
+        self.queues = {
+            name: Queue(name, tasks, specs[name].order, seed, known.get(name, {})) for name, tasks in pools.items()
+        }
 
-    def state(self) -> dict[str, int]:
-        return dict(self.given)
+    def next(self, count: int, progress: float = 0.0) -> list[Task]:
+        """The next `count` tasks, at `progress` in [0, 1] of the run. At every moment each env has had its share, to
+        within one task."""
+        for queue in self.queues.values():
+            queue.begin(progress)
+        return [self.queues[self._most_behind()].draw() for _ in range(count)]
 
-    def restore(self, state: Mapping[str, int]) -> None:
+    def learn(self, groups: Sequence[Group]) -> None:
+        """Move the success rates by what an iteration's groups show."""
+        for group in groups:
+            shown = tally(group, self.specs[group.task.env])
+            if shown is not None:
+                self.queues[group.task.env].learn(group.task, shown.rate)
+
+    def metrics(self) -> dict[str, float]:
+        """Per env: `expected`, the mean success rate of the tasks handed out last, as known when they were; `success`,
+        that of all tasks tried or measured; `seen`, how many were handed out so far, of `pool`; `reach` (easy_to_hard),
+        the share of the pool within reach."""
+        found = {name: queue.metrics() for name, queue in self.queues.items()}
+        return {f"curriculum/{name}/{key}": value for name, own in found.items() for key, value in own.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {name: queue.state() for name, queue in self.queues.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state()`.
 
         Raises:
-            UserError: it is of other environments (an optional one is left out on one machine, not on another).
+            UserError: it is of other environments (an optional one is left out on one machine, not on another), or of
+                other tasks.
         """
         if state.keys() != self.pools.keys():
             raise UserError(
                 f"the run was begun with the environments {', '.join(state)}, and here are {', '.join(self.pools)}: "
                 "resume it on a machine that runs the same ones"
             )
-        self.given = {name: int(state[name]) for name in self.pools}
+        for name, queue in self.queues.items():
+            queue.restore(state[name])
 
     def _most_behind(self) -> str:
-        return min(self.pools, key=lambda name: ((self.given[name] + 1) / self.weights[name], name))
-
-    def _draw(self, name: str) -> Task:
-        pass_number, at = divmod(self.given[name], len(self.pools[name]))
-        order = rng.generator(self.seed, "curriculum", name, pass_number).permutation(len(self.pools[name]))
-        self.given[name] += 1
-        return self.pools[name][int(order[at])]
+        return min(self.queues, key=lambda name: ((self.queues[name].given + 1) / self.specs[name].weight, name))

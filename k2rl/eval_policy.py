@@ -10,6 +10,7 @@ import numpy as np
 
 from k2rl import budget, rng
 from k2rl.curriculum import fitting, pool
+from k2rl.difficulty import tasks_of
 from k2rl.envpool import EnvPool
 from k2rl.errors import UserError
 from k2rl.intervals import wilson
@@ -66,8 +67,9 @@ def measure(
     seed: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[str, Any]]:
-    """Per env: `pass@k` (and `pass@1`) with `ci95`, `n` tasks, mean policy `tokens`, `budget_hit` share, and
-    `no_verdict`, the rollouts that a failing verifier left unscored (they count neither way)."""
+    """Per env: `pass@k` (and `pass@1`) with `ci95`, `n` tasks, mean policy `tokens`, `budget_hit` share,
+    `no_verdict`, the rollouts that a failing verifier left unscored (they count neither way), and each task's own
+    results as `tasks` (see `difficulty.py`)."""
     driver = RolloutDriver(
         envs, sampler, policy.chat, seed=seed, group_size=samples, context=policy.context, purpose="eval"
     )
@@ -259,4 +261,5 @@ def _report(groups: Sequence[Group], spec: EnvSpec, k: int) -> dict[str, Any]:
     report["tokens"] = mean([float(r.policy_tokens) for r in rollouts])
     report["budget_hit"] = mean([float(r.end == "budget") for r in rollouts])
     report["no_verdict"] = unscored
+    report["tasks"] = tasks_of(groups, spec)
     return report

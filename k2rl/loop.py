@@ -43,10 +43,11 @@ class Run:
         with self.clock("rollout"):
             again, self.restart = self.restart, []
             fresh = recipe.rollout.tasks - len(parts.driver.pending) - len(again)
-            tasks = again + parts.curriculum.next(max(fresh, 0))
+            tasks = again + parts.curriculum.next(max(fresh, 0), progress)
             groups = parts.driver.collect(tasks, iteration, lambda env: parts.temperature(env, progress))
         with self.clock("score"):
             scored = score(groups, recipe.envs, parts.objective, recipe.run.max_failure_rate)
+            parts.curriculum.learn(groups)
         with self.clock("train"):
             updates = recipe.trainer.updates_per_iteration
             texts = [self.ptx_texts(progress) for _ in range(updates)]
@@ -57,7 +58,7 @@ class Run:
             ]
         with self.clock("sync"):
             parts.sampler.publish(parts.trainer.named_tensors(), iteration)
-        metrics = {"iteration": iteration, **scored.metrics, **_averages(stats)}
+        metrics = {"iteration": iteration, **scored.metrics, **_averages(stats), **parts.curriculum.metrics()}
         metrics["errors/groups_restarted"] = float(len(again))
         metrics |= {f"errors/slow_calls/{env}": float(n) for env, n in parts.envs.watchdog.take_slow().items()}
         tokens = sum(r.policy_tokens for g in groups for r in g.rollouts)

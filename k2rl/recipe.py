@@ -42,6 +42,10 @@ class EnvSpec:
     `weight` is its share of the tasks; `pool` cuts an endless task stream; `temperature` overrides the run's;
     `reward_range` is required for plain gymnasium envs and maps their returns to [0, 1]. An `optional` one is left out
     where the machine can't run it.
+
+    `measured` names a file of pass rates per task (`k2rl measure`). `pass_rate` [lowest, highest] keeps the tasks
+    measured within it. `order` of the tasks: uniform (each pass over the pool is shuffled), prioritised (in proportion
+    to 1 - success rate) or easy_to_hard (by measured pass rate, else by level).
     """
 
     id: str = "???"
@@ -52,6 +56,9 @@ class EnvSpec:
     temperature: Schedule | None = None
     reward_range: list[float] | None = None
     optional: bool = False
+    measured: str | None = None
+    pass_rate: list[float] | None = None
+    order: str = "uniform"
 
 
 @dataclass

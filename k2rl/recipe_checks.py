@@ -12,6 +12,8 @@ from k2rl.schedules import Schedule
 if TYPE_CHECKING:
     from k2rl.recipe import EnvSpec, LoraConfig, OptimConfig, Recipe, SftRecipe
 
+ORDERS = ("uniform", "prioritised", "easy_to_hard")
+
 
 def train_problems(recipe: Recipe) -> list[str]:
     """What is wrong with a training recipe: one line each, the key first."""
@@ -28,6 +30,7 @@ def sft_problems(recipe: SftRecipe) -> list[str]:
     """What is wrong with an SFT recipe: one line each, the key first."""
     return [
         *_envs_problems(recipe.envs),
+        *_difficulty_in_sft(recipe.envs),
         *_sft_problems(recipe),
         *_optim_problems(recipe.optim),
         *_schedule_problems({"optim.lr": recipe.optim.lr}),
@@ -80,7 +83,38 @@ def _env_problems(name: str, spec: EnvSpec) -> list[str]:
         len(spec.reward_range) != 2 or not spec.reward_range[0] < spec.reward_range[1]
     ):
         found.append(f"{prefix}.reward_range is {spec.reward_range}: give [lowest, highest]")
+    return found + _difficulty_problems(prefix, spec)
+
+
+def _difficulty_problems(prefix: str, spec: EnvSpec) -> list[str]:
+    found = _one_of(f"{prefix}.order", spec.order, ORDERS)
+    band = spec.pass_rate
+    if band is not None and (len(band) != 2 or not 0 <= band[0] <= band[1] <= 1):
+        found.append(f"{prefix}.pass_rate is {band}: give [lowest, highest], each in [0, 1]")
+    if band is not None and spec.measured is None:
+        found.append(
+            f"{prefix}.pass_rate needs {prefix}.measured: a file of pass rates, which `k2rl measure RECIPE --out FILE` "
+            "writes"
+        )
+    if spec.measured is not None and band is None and spec.order == "uniform":
+        found.append(
+            f"{prefix}.measured has no effect by itself: set {prefix}.pass_rate, or {prefix}.order to prioritised or "
+            "easy_to_hard"
+        )
     return found
+
+
+def _difficulty_in_sft(envs: Mapping[str, EnvSpec]) -> list[str]:
+    return [
+        f"envs.{name}.{key} has no effect in SFT: it belongs to `k2rl train`"
+        for name, spec in envs.items()
+        for key, given in (
+            ("measured", spec.measured is not None),
+            ("pass_rate", spec.pass_rate is not None),
+            ("order", spec.order != "uniform"),
+        )
+        if given
+    ]
 
 
 def _temperature_problems(key: str, schedule: Schedule) -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from k2rl import demonstrations, runlog
+from k2rl import demonstrations, difficulty, runlog
 from k2rl.curriculum import Curriculum, Fitting, disjoint, fitting, pool
 from k2rl.demonstrations import Stream
+from k2rl.difficulty import Measured
 from k2rl.env import GymTextEnv, SingleTurnEnv
 from k2rl.envpool import EnvPool
 from k2rl.errors import UserError
@@ -18,7 +19,7 @@ from k2rl.losses import Objective, objective
 from k2rl.models import Policy, checkpoint_layers, load_policy, save_policy
 from k2rl.progress import console
 from k2rl.protocols import Sampler
-from k2rl.recipe import Recipe
+from k2rl.recipe import EnvSpec, Recipe
 from k2rl.rollout import RolloutDriver, multi_turn
 from k2rl.samplers.torch_sampler import TorchSampler
 from k2rl.trainers.torch_trainer import TorchTrainer
@@ -81,6 +82,8 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     if multi_turn(envs.templates):
         policy.chat.check_turns()
     train_tasks, test_tasks = _tasks(recipe, envs, policy)
+    measured = _measured(recipe, train_tasks)
+    train_tasks = {name: _in_band(recipe.envs[name], tasks, measured) for name, tasks in train_tasks.items()}
     sampler = TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots, shared=True)
     return Parts(
         recipe,
@@ -104,7 +107,7 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
             context=policy.context,
             pause_share=recipe.rollout.pause_share,
         ),
-        Curriculum(train_tasks, recipe.envs, recipe.seed),
+        Curriculum(train_tasks, recipe.envs, recipe.seed, measured),
         _ptx(recipe, envs, policy, train_tasks),
         test_tasks,
     )
@@ -140,6 +143,28 @@ def _tasks(recipe: Recipe, envs: EnvPool, policy: Policy) -> tuple[dict[str, lis
     return train_tasks, test_tasks
 
 
+def _measured(recipe: Recipe, tasks: Mapping[str, Sequence[Task]]) -> dict[str, dict[str, Measured]]:
+    """What is known of the training tasks before the run, where the recipe names a file."""
+    files = {name: file for name in tasks if (file := recipe.envs[name].measured) is not None}
+    return {name: difficulty.of_pool(file, name, tasks[name]) for name, file in files.items()}
+
+
+def _in_band(spec: EnvSpec, tasks: list[Task], measured: Mapping[str, Mapping[str, Measured]]) -> list[Task]:
+    """The tasks within the environment's band of pass rates."""
+    if spec.pass_rate is None:
+        return tasks
+    name = tasks[0].env
+    band = difficulty.within(tasks, measured[name], spec.pass_rate)
+    if band.left_out:
+        low, high = spec.pass_rate
+        console.print(
+            f"env {name}: {band.left_out} of {len(tasks)} training tasks left out by pass_rate=[{low:g}, {high:g}]: "
+            f"{band.easier} easier, {band.harder} harder, {band.unmeasured} not measured",
+            markup=False,
+        )
+    return band.tasks
+
+
 def _ptx(recipe: Recipe, envs: EnvPool, policy: Policy, tasks: dict[str, list[Task]]) -> Stream | None:
     weight = recipe.ptx.weight
     if weight.start == 0 and not weight.end:
@@ -159,7 +184,7 @@ def evaluation(recipe: Recipe, parts: Parts, quiet: bool, when: str) -> dict[str
     """Held-out pass@1 per env, sampled at T = 1, with the greedy one beside it; empty without `run.eval_tasks`."""
     if not recipe.run.eval_tasks:
         return {}
-    return sampled_and_greedy(
+    results = sampled_and_greedy(
         parts.sampler,
         parts.policy,
         parts.envs,
@@ -168,6 +193,7 @@ def evaluation(recipe: Recipe, parts: Parts, quiet: bool, when: str) -> dict[str
         title=f"evaluating {when}",
         quiet=quiet,
     )
+    return {name: {key: value for key, value in r.items() if key != "tasks"} for name, r in results.items()}
 
 
 def summary_of(

@@ -162,8 +162,15 @@ def test_a_resumed_run_continues_identically(recipe: Callable[..., Recipe], tmp_
     assert_identical(tmp_path / "whole", tmp_path / "cut")
 
 
+ORDERS = ["envs.math.order=easy_to_hard", "envs.gym.order=prioritised", "envs.two.order=prioritised"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [[], ["rollout.pause_share=0.7"]], ids=["whole", "partial-rollouts"])
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["rollout.pause_share=0.7"], [*ORDERS, "rollout.pause_share=0.7"]],
+    ids=["whole", "partial-rollouts", "curriculum"],
+)
 def test_kill_9_at_a_random_iteration_and_resume_is_identical(
     recipe: Callable[..., Recipe], tmp_path: Path, extra: list[str]
 ) -> None:

@@ -94,6 +94,20 @@ class Broken(SingleTurnEnv):
         return Verdict.of(response == "yes")
 
 
+class Luck(SingleTurnEnv):
+    """Right by chance, in some tasks more often than in others, if it ends: a random model often does within 160
+    tokens."""
+
+    budget = 160
+
+    def tasks(self, split: Split, seed: int) -> Iterable[Task]:
+        for n in range(0 if split == "train" else 1, 100, 2):
+            yield Task(f"{split} {n}", reference={"n": n})
+
+    def verify(self, task: Task, response: str) -> Verdict:
+        return Verdict.of(sum(map(ord, response)) % 50 < 10 + task.reference["n"])
+
+
 class Empty(SingleTurnEnv):
     """Has no tasks."""
 
