@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,12 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
 HERE = Path(__file__).parent
 
 
-class Shuffled:
+@dataclass(frozen=True)
+class Shuffled(Objective):
     """An objective that permutes the rewards inside each group first."""
 
-    def __init__(self, inner: Objective, seed: int) -> None:
-        self.inner, self.draw = inner, rng.generator(seed, "shuffled rewards")
+    inner: Objective
+    draw: np.random.Generator
 
     def advantages(self, rewards: Sequence[float]) -> list[float]:
         return self.inner.advantages([float(r) for r in self.draw.permutation(np.asarray(rewards))])
@@ -90,7 +91,7 @@ def run_arm(arm: str, seed: int, work: Path, overrides: Sequence[str]) -> dict[s
         sft(_continued(recipe, seed, wall), model, quiet=True)
     else:
         goal = objective(recipe.objective)
-        chosen = Shuffled(goal, seed) if arm == "shuffled" else goal
+        chosen = Shuffled(goal, rng.generator(seed, "shuffled rewards")) if arm == "shuffled" else goal
         shutil.rmtree(folder, ignore_errors=True)
         wall = train(recipe, folder, quiet=True, objective=chosen)["wall_s"]
     return {

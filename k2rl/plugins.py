@@ -44,6 +44,12 @@ def resolve(kind: Kind, name: str) -> type[Any]:
             f"unknown {kind[:-1]} {name!r}{did_you_mean(name, known)}: installed are {', '.join(known) or 'none'}; "
             "or give module:Class or file.py:Class"
         )
+    return load_class(target, name)
+
+
+def load_class(target: str, name: str) -> type[Any]:
+    """The class at `module:Class` or `file.py:Class`; `name` is what the user called it. Raises `UserError` as
+    `resolve` does."""
     module_name, _, class_name = target.partition(":")
     module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name, name)
     found = getattr(module, class_name, None)

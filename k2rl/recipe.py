@@ -99,16 +99,6 @@ class RolloutConfig:
 
 
 @dataclass
-class ObjectiveConfig:
-    """`name`: k2 or grpo. `tau` (k2) is the strength of the squared log-ratio; `clip` (grpo) the ratio's range.
-    Unset keys take the objective's default; a key the objective does not use is an error."""
-
-    name: str = "k2"
-    tau: float | None = None
-    clip: float | None = None
-
-
-@dataclass
 class OptimConfig:
     """`name`: adamw, or muon (hidden matrices by Muon, the rest by AdamW at `adamw_lr_ratio` times the lr).
     `reset_each_iteration` drops the moments at each iteration (K1.5 does; K2 is silent)."""
@@ -162,7 +152,11 @@ class ClusterConfig:
 
 @dataclass
 class Recipe:
-    """Everything `k2rl train` needs."""
+    """Everything `k2rl train` needs.
+
+    `objective`: its `name` and the options of that objective (see docs/objectives.md); what is not set takes the
+    objective's default.
+    """
 
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -170,7 +164,7 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     temperature: Schedule = field(default_factory=Schedule)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "k2"})
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     ptx: PtxConfig = field(default_factory=PtxConfig)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from k2rl import budget
+from k2rl.errors import UserError
 from k2rl.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _at_least(values: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def _train_problems(recipe: Recipe) -> list[str]:
-    run, rollout, trainer, objective = recipe.run, recipe.rollout, recipe.trainer, recipe.objective
+    run, rollout, trainer = recipe.run, recipe.rollout, recipe.trainer
     found = _at_least(
         {
             "run.iterations": (run.iterations, 0),
@@ -161,7 +162,7 @@ def _train_problems(recipe: Recipe) -> list[str]:
     found += _one_of("rollout.engine", rollout.engine, ["torch"])
     found += _one_of("trainer.backend", trainer.backend, ["torch"])
     found += _one_of("cluster.address", recipe.cluster.address, ["none"])
-    found += _one_of("objective.name", objective.name, ["k2", "grpo"])
+    found += _objective_problems(recipe.objective)
     found += _one_of("model.dtype", recipe.model.dtype, ["auto", "float32", "bfloat16"])
     found += _lora_problems(recipe.model.lora)
     found += _temperature_problems("temperature", recipe.temperature)
@@ -181,12 +182,6 @@ def _train_problems(recipe: Recipe) -> list[str]:
             f"trainer.updates_per_iteration is {trainer.updates_per_iteration} with rollout.tasks={rollout.tasks}: "
             "a mini-batch holds at least one whole group"
         )
-    for key, owner in (("tau", "k2"), ("clip", "grpo")):
-        value = getattr(objective, key)
-        if value is not None and objective.name != owner:
-            found.append(f"objective.{key} has no effect with objective.name={objective.name}: it belongs to {owner}")
-        elif value is not None and not 0 < value < math.inf:
-            found.append(f"objective.{key} is {value}: it must be above 0")
     return found
 
 
@@ -200,6 +195,16 @@ def _lora_problems(lora: LoraConfig | None) -> list[str]:
     if lora.modules != "all-linear" and not named:
         found.append(f"model.lora.modules is {lora.modules!r}: give all-linear, or a list such as [q_proj, v_proj]")
     return found
+
+
+def _objective_problems(config: Mapping[str, Any]) -> list[str]:
+    from k2rl.losses import objective
+
+    try:
+        objective(config)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _sft_problems(recipe: SftRecipe) -> list[str]:

@@ -70,6 +70,10 @@ def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] =
         merged: Any = OmegaConf.create(dict(data))  # Its type has other names in other versions of omegaconf.
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
+    renamed = [o.partition("=")[2] for o in overrides if o.startswith("objective.name=")]
+    if renamed and renamed[-1] != OmegaConf.select(merged, "objective.name", default="k2"):
+        # The file's options belong to the objective it names; those among the overrides must be the new one's.
+        merged.objective = {}
     for override in overrides:
         if "=" not in override:
             raise UserError(f"override {override!r}: write key=value, such as run.iterations=10")
@@ -93,11 +97,15 @@ def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] =
         raise UserError(f"{source}: {where + ': ' if where else ''}{message}") from None
     assert isinstance(recipe, schema)
     if isinstance(recipe, Recipe):
+        from k2rl import losses  # Not for `k2rl sft` and its like: it brings torch.
+
         problems = recipe_checks.train_problems(recipe)
     else:
         problems = recipe_checks.sft_problems(recipe)
     if problems:
         raise UserError(f"{source}: {problems[0]}")
+    if isinstance(recipe, Recipe):
+        recipe.objective = losses.settings(recipe.objective)
     return recipe
 
 
@@ -130,6 +138,8 @@ def _check_keys(schema: Any, data: Any, prefix: str, source: str) -> None:
     args = [a for a in get_args(schema) if a is not type(None)]
     named = get_origin(schema) is dict
     schema = next((a for a in args if dataclasses.is_dataclass(a)), schema)
+    if named and not dataclasses.is_dataclass(schema) and not isinstance(data, Mapping):
+        raise UserError(f"{source}: {prefix[:-1]} is {data!r}: it is a mapping of names to values")
     if not dataclasses.is_dataclass(schema) or data is None:
         return
     hints = get_type_hints(schema)

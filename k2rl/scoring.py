@@ -34,7 +34,8 @@ class Scored:
 def score(
     groups: Sequence[Group], specs: Mapping[str, EnvSpec], objective: Objective, max_failure_rate: float
 ) -> Scored:
-    """Rewards and advantages of an iteration's groups.
+    """Rewards and advantages of an iteration's groups; those that do not train under `objective` are in the metrics
+    alone.
 
     Raises:
         RunError: too many rollouts have no verdict (see `check_failures`).
@@ -48,7 +49,14 @@ def score(
             advantages = objective.advantages(kept)
             scored.append(ScoredGroup(group.task, tuple(r for r, _ in valid), tuple(kept), tuple(advantages)))
     check_failures([r for g in groups for r in g.rollouts], max_failure_rate)
-    return Scored(tuple(scored), _metrics(groups, scored, specs))
+    learning = [g for g in scored if not (objective.drops_even and even(g))]
+    metrics = _metrics(groups, scored, specs) | {"train/groups": float(len(learning))}
+    return Scored(tuple(learning), metrics)
+
+
+def even(group: ScoredGroup) -> bool:
+    """Whether all rewards of a group are equal: it has no better and no worse response to learn from."""
+    return len(set(group.rewards)) == 1
 
 
 def reward(rollout: Rollout, spec: EnvSpec) -> float | None:
@@ -140,7 +148,7 @@ def _metrics(groups: Sequence[Group], scored: Sequence[ScoredGroup], specs: Mapp
         metrics[f"success/{name}"] = mean([float(correct(r, specs[name])) for r in valid])
         metrics[f"tokens/{name}"] = mean([float(r.policy_tokens) for r in rollouts])
         metrics[f"budget_hit/{name}"] = mean([float(r.end is End.BUDGET) for r in rollouts])
-        metrics[f"even_groups/{name}"] = mean([float(len(set(g.rewards)) == 1) for g in own]) if own else 0.0
+        metrics[f"even_groups/{name}"] = mean([float(even(g)) for g in own]) if own else 0.0
         metrics[f"temperature/{name}"] = mean([s.temperature for r in rollouts for s in r.segments if s.logprobs])
     statuses = Counter(r.verdict.status for g in groups for r in g.rollouts if r.verdict is not None)
     for status in FAILURES:

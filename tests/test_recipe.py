@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 from k2rl import assets, recipe_files
 from k2rl.errors import UserError
+from k2rl.losses import objective
 from k2rl.recipe import Recipe, SftRecipe
 
 ENVS: dict[str, Any] = {"envs": {"m": {"id": "math"}}}
@@ -68,6 +69,11 @@ def test_unknown_keys_in_the_file_are_refused_too() -> None:
         ("optim.lr=0.001", "optim.lr is 0.001: it is a mapping of start"),
         ("envs.m=math", "envs.m is 'math': it is a mapping of id"),
         ("envs.m.reward_range=3", "envs.m.reward_range"),
+        ("envs.m.args=3", "envs.m.args is 3: it is a mapping"),
+        ("objective=k2", "objective is 'k2': it is a mapping"),
+        ("objective=null", "objective is None: it is a mapping"),
+        ("objective.tau=much", "objective.tau: Value 'much'"),
+        ("objective.tau=null", "objective.tau"),
         ("model=null", "model"),
         ("seed=${nothing}", "seed"),
         ("seed=[1", "seed=[1"),
@@ -125,12 +131,45 @@ def test_values_out_of_range_name_their_key(override: str) -> None:
 
 
 def test_keys_without_effect_are_refused() -> None:
-    assert "objective.clip has no effect with objective.name=k2" in problem("objective.clip=0.2")
-    assert "objective.tau has no effect with objective.name=grpo" in problem("objective.name=grpo", "objective.tau=0.1")
     assert "critic" in problem("critic.enabled=true")
     override = "envs.m.budget.mode=override"
     assert "envs.m.budget.penalty is 0.5: it has no effect" in problem(override, "envs.m.budget.penalty=0.5")
     assert recipe_files.resolve(Recipe, ENVS, [override]).envs["m"].budget.mode == "override"
+
+
+def test_an_objective_has_its_own_options_and_no_others() -> None:
+    assert problem("objective.clip=0.2") == "recipe: objective.clip: k2 has no such option: its options are tau"
+    line = problem("objective.name=dapo", "objective.clip_hihg=0.3")
+    assert "did you mean 'clip_high'" in line
+    assert line.endswith("its options are clip_low, clip_high, drop_even")
+    assert problem("objective.name=rloo", "objective.tau=0.1").endswith("it has none")
+    assert "(did you mean 'grpo'?)" in problem("objective.name=gprpo")
+    unnamed = recipe_files.resolve(Recipe, {**ENVS, "objective": {"tau": 1}})
+    assert unnamed.objective == {"name": "k2", "tau": 1.0}
+
+
+def test_another_objective_leaves_the_options_of_the_file_behind() -> None:
+    data = {**ENVS, "objective": {"name": "k2", "tau": 0.3}}
+    assert recipe_files.resolve(Recipe, data, ["objective.name=k2"]).objective == {"name": "k2", "tau": 0.3}
+    assert recipe_files.resolve(Recipe, data, ["objective.name=grpo"]).objective == {"name": "grpo", "clip": 0.2}
+    # Those among the overrides are not left behind, wherever they stand.
+    for overrides in (["objective.tau=2", "objective.name=k2_5"], ["objective.name=k2_5", "objective.tau=2"]):
+        assert recipe_files.resolve(Recipe, data, overrides).objective["tau"] == 2
+    assert "grpo has no such option" in problem("objective.tau=2", "objective.name=grpo", data=data)
+
+
+def test_an_objective_of_ones_own_by_import_path(in_folder: Callable[[str, str], Path]) -> None:
+    """The example of docs/objectives.md."""
+    page = (Path(__file__).parents[1] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    text = page.partition('title="mine.py"\n')[2].partition("```")[0]
+    in_folder("mine.py", text + "\n\nclass Other:\n    pass\n")
+    made = recipe_files.resolve(Recipe, ENVS, ["objective.name=mine.py:Mine", "objective.scale=3"])
+    assert made.objective == {"name": "mine.py:Mine", "scale": 3.0}
+    assert objective(made.objective).coefficients([[1, 3]]) == [[0.25, 0.25]]
+    assert "objective.scale is -1.0: it must be above 0" in problem("objective.name=mine.py:Mine", "objective.scale=-1")
+    assert "mine.py:Mine has no such option" in problem("objective.name=mine.py:Mine", "objective.tau=1")
+    assert "does not inherit from k2rl.losses.Objective" in problem("objective.name=mine.py:Other")
+    assert "has no class 'Mien' (did you mean 'Mine'?)" in problem("objective.name=mine.py:Mien")
 
 
 def test_sft_recipes_have_their_own_keys() -> None:

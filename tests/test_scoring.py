@@ -8,6 +8,7 @@ import pytest
 
 from k2rl.budget import BudgetConfig
 from k2rl.errors import RunError, UserError
+from k2rl.losses.dapo import Dapo
 from k2rl.losses.k2 import K2
 from k2rl.recipe import EnvSpec
 from k2rl.scoring import check_failures, correct, reward, score
@@ -73,6 +74,18 @@ def test_one_environment_that_keeps_failing_stops_the_run_however_small_its_part
     with pytest.raises(RunError, match=r"^env bad: 2 of 2 rollouts \(100%\) have no verdict: 2 timeout; "):
         check_failures([*good, *bad], 0.2)
     check_failures([*good, *bad], 1.0)
+
+
+def test_groups_of_equal_rewards_leave_only_where_the_objective_says_so() -> None:
+    """They stay in the metrics of rewards and of even groups."""
+    even = Group(TASK, tuple(rollout(Verdict.of(True)) for _ in range(2)))
+    uneven = Group(TASK, (rollout(Verdict.of(True)), rollout(Verdict.of(False))))
+    for goal, left in ((K2(), 2), (Dapo(drop_even=False), 2), (Dapo(), 1)):
+        scored = score([even, uneven], SPECS, goal, 0.2)
+        assert len(scored.groups) == scored.metrics["train/groups"] == left
+        assert scored.metrics["even_groups/e"] == 0.5
+        assert scored.metrics["reward/e"] == 0.75
+        assert scored.metrics["errors/groups_dropped"] == 0
 
 
 def test_a_pending_verdict_needs_a_critic() -> None:

@@ -14,7 +14,9 @@ from k2rl.batch import Batch, Example, batches, micro_batches, text_batch
 from k2rl.errors import RunError, UserError
 from k2rl.losses import Objective
 from k2rl.losses.grpo import Grpo
+from k2rl.losses.gspo import Gspo
 from k2rl.losses.k2 import K2
+from k2rl.losses.k2_5 import K2_5
 from k2rl.recipe import OptimConfig
 from k2rl.schedules import Schedule
 from k2rl.trainers.gradients import Gradients
@@ -69,7 +71,7 @@ def gradients(
     return captured
 
 
-@pytest.mark.parametrize("goal", [K2(0.1), Grpo()])
+@pytest.mark.parametrize("goal", [K2(0.1), Grpo(), Gspo(), K2_5()])
 @pytest.mark.parametrize("micro_tokens", [1, 30, 64, 100])
 def test_any_split_into_micro_batches_gives_the_same_gradient(
     tiny_model: Any, micro_tokens: int, goal: Objective

@@ -5,40 +5,33 @@
 with the sequence-level logratio_i = log pi_theta(y_i|x) - log pi_old(y_i|x), summed over policy tokens. We minimise
 L / (2 tau): its gradient is minus K1.5's Eq. 3, so PTX and critic terms mean the same for every tau. At
 pi_theta = pi_old it is REINFORCE with the group-mean baseline. No std, no clipping, no length normalisation.
+A group of equal rewards still pulls back to pi_old once the policy has moved, so it is never left out.
 tau is disclosed nowhere; 0.1 is our own choice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from k2rl.types import mean
-
-if TYPE_CHECKING:
-    from k2rl.losses import LossInputs
+from k2rl.losses.base import Lengths, LossInputs, Objective, above_zero, per_rollout
 
 
 @dataclass(frozen=True)
-class K2:
+class K2(Objective):
     """`tau` weighs the squared log-ratio against rewards in [-1, 1]; only r/tau matters."""
 
     tau: float = 0.1
 
-    def advantages(self, rewards: Sequence[float]) -> list[float]:
-        """Reward minus the plain mean, own sample included."""
-        baseline = mean(rewards)
-        return [r - baseline for r in rewards]
+    def __post_init__(self) -> None:
+        above_zero(tau=self.tau)
 
-    def coefficients(self, lengths: Sequence[Sequence[int]]) -> list[list[float]]:
-        """1 / (groups x valid rollouts of the group)."""
-        return [[1.0 / (len(lengths) * len(group))] * len(group) for group in lengths]
+    def coefficients(self, lengths: Lengths) -> list[list[float]]:
+        return per_rollout(lengths)
 
     def loss(self, x: LossInputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        logratio_B = ((x.logprobs_B_L - x.old_logprobs_B_L) * x.mask_B_L).sum(-1)
+        logratio_B = x.logratios().sum(-1)
         residual_B = x.advantages_B - self.tau * logratio_B
         loss = (x.coefficients_B * residual_B.square()).sum() / (2 * self.tau)
         with torch.no_grad():
