@@ -50,7 +50,7 @@ def load_policy(config: ModelConfig, seed: int = 0) -> Policy:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=_dtype(config.dtype),
+            dtype=dtype_named(config.dtype),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
         )
@@ -122,7 +122,7 @@ def save_policy(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | N
     tokenizer.save_pretrained(folder)
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_named(name: str) -> torch.dtype:
     """`auto` is float32, whatever the weights were saved in."""
     dtype = torch.float32 if name == "auto" else getattr(torch, name)
     assert isinstance(dtype, torch.dtype)

@@ -39,7 +39,8 @@ class ModelOptimizer:
             {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
         ]
-        adamw = torch.optim.AdamW(groups, lr=0.0, betas=(config.betas[0], config.betas[1]))
+        # One tensor after the other: all at once, as torch would on a GPU, takes another copy of the weights.
+        adamw = torch.optim.AdamW(groups, lr=0.0, betas=(config.betas[0], config.betas[1]), foreach=False)
         self._parts: list[tuple[torch.optim.Optimizer, float]] = [
             (adamw, config.adamw_lr_ratio if matrices else 1.0),
         ]
@@ -63,6 +64,11 @@ class ModelOptimizer:
             raise RunError(
                 f"the gradient is not finite ({float(norm)}): training diverged; lower optim.lr, or raise objective.tau"
             )
+        self.step(lr)
+        return float(norm)
+
+    def step(self, lr: float) -> None:
+        """Step at `lr` on the gradient as it is, and drop it."""
         for parameter, master in self._masters.items():
             master.grad, parameter.grad = parameter.grad, None
         for optimizer, ratio in self._parts:
@@ -74,7 +80,6 @@ class ModelOptimizer:
                 parameter.copy_(master)
                 master.grad = None
         self.zero_grad()
-        return float(norm)
 
     def zero_grad(self) -> None:
         self.model.zero_grad(set_to_none=True)

@@ -38,12 +38,17 @@ class TorchTrainer:
         if self.config.reset_each_iteration and batch.first_of_iteration:
             self.optimizer.reset()
         self.optimizer.zero_grad()
+        totals = self.accumulate(batch)
+        norm = self.optimizer.update(lr)
+        return {k: float(v) for k, v in totals.items()} | {"train/grad_norm": norm, "train/lr": lr}
+
+    def accumulate(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Add the batch's gradients to what is there; statistics, still on the device."""
         totals: dict[str, torch.Tensor] = {}
         self.gradients.add(micro_batches(batch, self.micro_batch_tokens), self.policy_terms, totals)
         if batch.ptx is not None:
             self.gradients.add(micro_batches(batch.ptx, self.micro_batch_tokens), self.ptx_terms, totals)
-        norm = self.optimizer.update(lr)
-        return {k: float(v) for k, v in totals.items()} | {"train/grad_norm": norm, "train/lr": lr}
+        return totals
 
     def policy_terms(self, part: Batch) -> Terms:
         loss, stats = self.objective.loss(self.loss_inputs(part))
