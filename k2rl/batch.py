@@ -19,11 +19,13 @@ from k2rl.types import Rollout, ScoredGroup
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Texts with target tokens at T = 1: PTX examples or SFT demonstrations."""
+    """Texts with target tokens at T = 1: PTX examples or SFT demonstrations. Shapes as in `Batch`."""
 
     tokens_B_L: torch.Tensor
     mask_B_L: torch.Tensor
     lengths_B: torch.Tensor
+    prompts_B: torch.Tensor
+    prompt_lengths_B: torch.Tensor
     coefficients_B: torch.Tensor
 
 
@@ -32,7 +34,8 @@ class Batch:
     """One mini-batch: whole groups, and the PTX texts that go with them.
 
     Shapes: (B, L) tokens, mask, log-probs of the sampling policy, temperatures (1 where no policy token is);
-    (B,) true lengths, advantages, coefficients. Right-padded.
+    (B,) true lengths, the number of the prompt (the same for rows that begin with the same `prompt_lengths_B` tokens),
+    advantages, coefficients. Right-padded.
     """
 
     tokens_B_L: torch.Tensor
@@ -40,6 +43,8 @@ class Batch:
     old_logprobs_B_L: torch.Tensor
     temperatures_B_L: torch.Tensor
     lengths_B: torch.Tensor
+    prompts_B: torch.Tensor
+    prompt_lengths_B: torch.Tensor
     advantages_B: torch.Tensor
     coefficients_B: torch.Tensor
     ptx: TextBatch | None = None
@@ -88,6 +93,8 @@ def text_batch(examples: Sequence[Example], weight: float, pad_id: int) -> TextB
         torch.from_numpy(tokens),
         torch.from_numpy(mask),
         torch.tensor(lengths),
+        torch.arange(len(examples)),
+        torch.zeros(len(examples), dtype=torch.int64),
         torch.full((len(examples),), coefficient),
     )
 
@@ -95,20 +102,42 @@ def text_batch(examples: Sequence[Example], weight: float, pad_id: int) -> TextB
 T = TypeVar("T", Batch, TextBatch)
 
 
-def micro_batches(batch: T, max_tokens: int) -> Iterator[T]:
-    """Slices of at most `max_tokens` padded tokens (but at least one row), rows of like length together."""
-    order = torch.argsort(batch.lengths_B, descending=True, stable=True)
-    at = 0
-    while at < len(order):
-        length = int(batch.lengths_B[order[at]])
-        rows = order[at : at + max(1, max_tokens // length)]
-        at += len(rows)
-        cut: dict[str, object] = {"ptx": None} if isinstance(batch, Batch) else {}
-        for f in fields(batch):
-            value = getattr(batch, f.name)
-            if isinstance(value, torch.Tensor):
-                cut[f.name] = value[rows, :length] if value.dim() == 2 else value[rows]
-        yield type(batch)(**cut)  # type: ignore[arg-type]
+def micro_batches(batch: T, max_tokens: int, packed: bool = True) -> Iterator[T]:
+    """Slices of at most `max_tokens` tokens (but at least one row), rows of a prompt and of like length together.
+
+    Counted are the tokens of a forward pass: without padding and each prompt once where rows are `packed` (see
+    `trainers/packing.py`), else the padded ones.
+    """
+    order = _order(batch) if packed else torch.argsort(batch.lengths_B, descending=True, stable=True)
+    lengths, prompts, shared = (x[order].tolist() for x in (batch.lengths_B, batch.prompts_B, batch.prompt_lengths_B))
+    start = used = 0
+    for i, length in enumerate(lengths):
+        fresh = i == start or prompts[i] != prompts[i - 1]
+        more = length if fresh else length - shared[i]
+        if i > start and (used + more if packed else (i + 1 - start) * lengths[start]) > max_tokens:
+            yield _rows(batch, order[start:i])
+            start, used, more = i, 0, length
+        used += more
+    yield _rows(batch, order[start:])
+
+
+def _order(batch: Batch | TextBatch) -> torch.Tensor:
+    """Rows by their prompt, prompts by their longest row, the rows of a prompt by length; all descending."""
+    longest = torch.zeros(int(batch.prompts_B.max()) + 1, dtype=torch.int64)
+    longest.scatter_reduce_(0, batch.prompts_B, batch.lengths_B, "amax")
+    keys = (-batch.lengths_B.numpy(), batch.prompts_B.numpy(), -longest[batch.prompts_B].numpy())
+    return torch.from_numpy(np.lexsort(keys))
+
+
+def _rows(batch: T, rows: torch.Tensor) -> T:
+    """Some rows of a batch, as wide as the longest of them."""
+    length = int(batch.lengths_B[rows].max())
+    cut: dict[str, object] = {"ptx": None} if isinstance(batch, Batch) else {}
+    for f in fields(batch):
+        value = getattr(batch, f.name)
+        if isinstance(value, torch.Tensor):
+            cut[f.name] = value[rows, :length] if value.dim() == 2 else value[rows]
+    return type(batch)(**cut)  # type: ignore[arg-type]
 
 
 def _pack(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
@@ -117,7 +146,9 @@ def _pack(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
     tokens = np.full(shape, pad_id, dtype=np.int64)
     mask, old = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
     temperatures = np.ones(shape, dtype=np.float32)
+    prompts: dict[tuple[int, ...], int] = {}
     for b, rollout in enumerate(rollouts):
+        prompts.setdefault(rollout.prompt_ids, len(prompts))
         at = len(rollout.prompt_ids)
         tokens[b, :at] = rollout.prompt_ids
         for segment in rollout.segments:
@@ -134,6 +165,8 @@ def _pack(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
         torch.from_numpy(old),
         torch.from_numpy(temperatures),
         torch.tensor(lengths),
+        torch.tensor([prompts[r.prompt_ids] for r in rollouts]),
+        torch.tensor([len(r.prompt_ids) for r in rollouts]),
         empty,
         empty,
     )

@@ -136,3 +136,23 @@ def _generation_stops(path: str) -> list[int]:
     except (OSError, ValueError, json.JSONDecodeError):
         return []
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+
+def partial_attention(config: Any) -> list[str]:
+    """What a model's layers have instead of attention to the whole context; empty where they all have that."""
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    window = getattr(config, "sliding_window", None)
+    if not getattr(config, "layer_types", None) and window and window < (config.max_position_embeddings or window + 1):
+        kinds.add(f"a sliding window of {window}")
+    if getattr(config, "attention_layers", None) or getattr(config, "alibi", False) or config.model_type == "bloom":
+        kinds.add("local or ALiBi attention")
+    return sorted(kinds)
+
+
+def refuse_partial_attention(config: Any) -> None:
+    """Raises `UserError` where a prepared mask would be wrong for some of the layers."""
+    if kinds := partial_attention(config):
+        raise UserError(
+            f"the torch sampler takes models with full attention in every layer; {config.model_type} has "
+            f"{', '.join(kinds)}"
+        )

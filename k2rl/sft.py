@@ -32,6 +32,7 @@ from k2rl.recipe import SftRecipe, SftStop
 from k2rl.recipe_files import to_dict
 from k2rl.runlog import writing
 from k2rl.trainers.gradients import Gradients, Terms
+from k2rl.trainers.logprobs import TokenLogProbs
 from k2rl.trainers.torch_trainer import text_loss
 from k2rl.types import SCHEMA_VERSION, Split, Task, mean
 
@@ -84,6 +85,7 @@ class _Fit:
     ) -> None:
         self.recipe, self.config, self.model = recipe, recipe.sft, policy.model
         self.optimizer = ModelOptimizer(policy.model, recipe.optim)
+        self.logprobs = TokenLogProbs(policy.model)
         self.gradients = Gradients(policy.model, recipe.sft.micro_batch_workers)
         self.stream = _batches(train, recipe.sft.batch_tokens, recipe.seed, policy.chat.pad_id)
         self.held_out = {name: text_batch(examples, 1.0, policy.chat.pad_id) for name, examples in held_out.items()}
@@ -125,17 +127,17 @@ class _Fit:
 
     def _update(self, lr: float) -> None:
         batch = next(self.stream)
-        self.gradients.add(micro_batches(batch, self.config.micro_batch_tokens), self._terms, {})
+        self.gradients.add(micro_batches(batch, self.config.micro_batch_tokens, self.logprobs.packed), self._terms, {})
         self.step += 1
         self.tokens += int(batch.lengths_B.sum())
         self.optimizer.update(lr * min(1.0, self.step / self.config.warmup_steps))
 
     def _terms(self, part: TextBatch) -> Terms:
-        return text_loss(self.model, part), {}
+        return text_loss(self.logprobs, part), {}
 
     def _losses(self) -> dict[str, float]:
         held = {
-            f"held_out_loss/{name}": held_out_loss(self.model, batch, self.config.micro_batch_tokens)
+            f"held_out_loss/{name}": held_out_loss(self.logprobs, batch, self.config.micro_batch_tokens)
             for name, batch in self.held_out.items()
         }
         return {"held_out_loss": mean([*held.values()])} | held
@@ -183,9 +185,9 @@ def why_ended(history: Sequence[dict[str, float]], stop: SftStop) -> str | None:
 
 
 @torch.no_grad()
-def held_out_loss(model: Any, batch: TextBatch, micro_tokens: int) -> float:
+def held_out_loss(logprobs: TokenLogProbs, batch: TextBatch, micro_tokens: int) -> float:
     """Mean negative log-prob per target token."""
-    return float(sum(text_loss(model, part) for part in micro_batches(batch, micro_tokens)))
+    return float(sum(text_loss(logprobs, part) for part in micro_batches(batch, micro_tokens, logprobs.packed)))
 
 
 class Average:

@@ -9,6 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from k2rl.batch import Batch, Example, batches, micro_batches, text_batch
 from k2rl.errors import RunError, UserError
@@ -20,7 +31,9 @@ from k2rl.losses.k2_5 import K2_5
 from k2rl.recipe import OptimConfig
 from k2rl.schedules import Schedule
 from k2rl.trainers.gradients import Gradients
-from k2rl.trainers.torch_trainer import TorchTrainer, token_logprobs
+from k2rl.trainers.logprobs import TokenLogProbs
+from k2rl.trainers.packing import pack
+from k2rl.trainers.torch_trainer import TorchTrainer
 from k2rl.types import End, Rollout, ScoredGroup, Segment, Task, Verdict
 
 
@@ -84,20 +97,111 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(
 
 
 def test_workers_change_nothing_but_the_time(tiny_model: Any) -> None:
-    """Bit for bit: gradients are added in the micro-batches' order, whoever is done first."""
+    """Bit for bit, on one thread each: gradients are added in the micro-batches' order, whoever is done first."""
     batch = one_batch(K2(0.1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     alone = gradients(tiny_model, batch, 30, K2(0.1))
+    torch.set_num_threads(threads)
     for _ in range(5):
         together = gradients(tiny_model, batch, 30, K2(0.1), workers=3)
         assert all(torch.equal(together[name], grad) for name, grad in alone.items())
 
 
-def test_micro_batches_hold_every_row_once_within_the_limit() -> None:
-    batch = one_batch(K2())
-    parts = list(micro_batches(batch, 40))
-    assert sum(len(p.tokens_B_L) for p in parts) == len(batch.tokens_B_L)
-    assert all(p.tokens_B_L.numel() <= 40 or len(p.tokens_B_L) == 1 for p in parts)
-    assert sum(float(p.mask_B_L.sum()) for p in parts) == float(batch.mask_B_L.sum())
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("limit", [1, 40, 75, 1000])
+def test_micro_batches_hold_every_row_once_within_the_limit(packed: bool, limit: int) -> None:
+    batch = shared_batch()
+    parts = list(micro_batches(batch, limit, packed))
+    rows = sorted(tuple(row[:n]) for p in parts for row, n in zip(p.tokens_B_L.tolist(), p.lengths_B, strict=True))
+    every = zip(batch.tokens_B_L.tolist(), batch.lengths_B, strict=True)
+    assert rows == sorted(tuple(row[:n]) for row, n in every)
+    for p in parts:
+        layout = pack(p.tokens_B_L, p.lengths_B, p.prompts_B, p.prompt_lengths_B)
+        assert (layout.tokens_M if packed else p.tokens_B_L).numel() <= limit or len(p.tokens_B_L) == 1
+
+
+def shared_batch() -> Batch:
+    """Two prompts with four responses each, of which two make two turns, and one prompt alone."""
+    rollouts = [rollout(k, 3 + 4 * k, turns=1 + k % 2, temperature=0.7 + 0.1 * k) for k in range(9)]
+    prompts = [tuple(range(30, 36)), tuple(range(40, 51)), (60, 61)]
+    mine = [replace(r, prompt_ids=prompts[k % 2 if k < 8 else 2]) for k, r in enumerate(rollouts)]
+    group = ScoredGroup(Task("p", env="e"), tuple(mine), (0.0,) * 9, tuple((k - 4) / 4 for k in range(9)))
+    (batch,) = batches([group], K2(), 1, [None], pad_id=0)
+    return batch
+
+
+def small(config: type, **more: Any) -> Any:
+    """A random model of an architecture, with opinionated weights and grouped queries where it has them."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    model = AutoModelForCausalLM.from_config(
+        config(vocab_size=320, intermediate_size=48, **sizes, **ids, **more)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+ARCHITECTURES: list[tuple[type, dict[str, Any], bool]] = [
+    (LlamaConfig, {}, True),
+    (LlamaConfig, {"tie_word_embeddings": True}, True),
+    (Qwen2Config, {}, True),
+    (Qwen3Config, {"head_dim": 16}, True),
+    (Phi3Config, {}, True),
+    (Olmo2Config, {}, True),
+    (MistralConfig, {"sliding_window": None}, True),
+    (MistralConfig, {"sliding_window": 8}, False),
+    (CohereConfig, {"logit_scale": 0.5}, False),
+    (GraniteConfig, {"logits_scaling": 4.0}, False),
+]
+
+
+@pytest.mark.parametrize(("config", "more", "packs"), ARCHITECTURES)
+def test_packed_rows_have_the_log_probs_and_gradients_of_padded_ones(
+    config: type, more: dict[str, Any], packs: bool
+) -> None:
+    model, batch = small(config, **more), shared_batch()
+    logprobs = TokenLogProbs(model)
+    assert logprobs.packed == packs
+    weights = torch.linspace(-1, 1, batch.mask_B_L.numel()).view(batch.mask_B_L.shape)
+    found = []
+    for packed in (packs, False):
+        logprobs.packed = packed
+        model.zero_grad()
+        values_B_L = logprobs(batch)
+        (values_B_L * weights).sum().backward()  # type: ignore[no-untyped-call]
+        found.append((values_B_L.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=2e-5, rtol=1e-4)
+    for name, grad in found[1][1].items():
+        torch.testing.assert_close(found[0][1][name], grad, atol=1e-5 * float(grad.abs().max()) + 1e-7, rtol=1e-3)
+
+
+def test_chunks_of_the_vocabulary_change_nothing(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, logprobs = shared_batch(), TokenLogProbs(tiny_model)
+    found = []
+    for chunk in (1 << 22, 700):
+        monkeypatch.setattr("k2rl.trainers.logprobs._CHUNK", {"cpu": chunk})
+        tiny_model.zero_grad()
+        values_B_L = logprobs(batch)
+        values_B_L.square().sum().backward()  # type: ignore[no-untyped-call]
+        found.append((values_B_L.detach(), {n: p.grad.clone() for n, p in tiny_model.named_parameters()}))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-6, rtol=1e-6)
+    for name, grad in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], grad, atol=1e-5 * float(grad.abs().max()) + 1e-7, rtol=1e-3)
+
+
+def test_a_packed_row_holds_a_shared_prompt_once() -> None:
+    (part,) = micro_batches(shared_batch(), 10_000)
+    layout = pack(part.tokens_B_L, part.lengths_B, part.prompts_B, part.prompt_lengths_B)
+    own = int((part.lengths_B - part.prompt_lengths_B).sum())
+    assert len(layout.tokens_M) == own + 6 + 11 + 2
+    for b, n in enumerate(part.lengths_B.tolist()):
+        places = layout.index_B_L[b, :n]
+        assert layout.tokens_M[places].tolist() == part.tokens_B_L[b, :n].tolist()
+        assert layout.positions_M[places].tolist() == list(range(n))
 
 
 def test_masks_cover_policy_tokens_only() -> None:
@@ -122,7 +226,7 @@ def test_mini_batches_are_whole_groups_and_share_all_of_them() -> None:
 
 def test_token_logprobs_equal_a_plain_forward_pass(tiny_model: Any) -> None:
     batch = one_batch(K2())
-    found = token_logprobs(tiny_model, batch.tokens_B_L, batch.mask_B_L, batch.temperatures_B_L)
+    found = TokenLogProbs(tiny_model)(batch)
     for b in range(len(found)):
         n = int(batch.lengths_B[b])
         logits = tiny_model(input_ids=batch.tokens_B_L[b : b + 1, :n]).logits[0, :-1]
@@ -138,7 +242,7 @@ def test_ptx_is_normalised_on_its_own(tiny_model: Any) -> None:
     found = gradients(tiny_model, silent, 100_000, K2())
     assert batch.ptx is not None
     text = batch.ptx
-    loss = -token_logprobs(tiny_model, text.tokens_B_L, text.mask_B_L).sum() / text.mask_B_L.sum() * 0.3
+    loss = -TokenLogProbs(tiny_model)(text).sum() / text.mask_B_L.sum() * 0.3
     tiny_model.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in tiny_model.named_parameters():

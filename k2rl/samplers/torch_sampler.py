@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from k2rl import rng
-from k2rl.errors import UserError
+from k2rl.models import refuse_partial_attention
 from k2rl.protocols import Completion, Request
 from k2rl.samplers.slot_cache import SlotCache
 
@@ -61,7 +61,7 @@ class TorchSampler:
 
     def __init__(self, model: Any, pad_id: int, slots: int = 256, shared: bool = False) -> None:
         text_config = model.config.get_text_config()
-        _check_attention(text_config)
+        refuse_partial_attention(text_config)
         self.version = 0
         self.model = model
         self.pad_id, self.slots, self.shared = pad_id, slots, shared
@@ -312,21 +312,6 @@ class TorchSampler:
 
     def _empty(self, request: Request, index: int) -> Completion:
         return Completion(request.id, index, (), (), "abort", self.version)
-
-
-def _check_attention(config: Any) -> None:
-    """Refuse layers that do not see the whole context: a prepared mask would be wrong for them."""
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
-    window = getattr(config, "sliding_window", None)
-    if not getattr(config, "layer_types", None) and window and window < (config.max_position_embeddings or window + 1):
-        kinds.add(f"a sliding window of {window}")
-    if getattr(config, "attention_layers", None) or getattr(config, "alibi", False):
-        kinds.add("local or ALiBi attention")
-    if kinds or config.model_type == "bloom":
-        raise UserError(
-            f"the torch sampler takes models with full attention in every layer; {config.model_type} has "
-            f"{', '.join(sorted(kinds)) or 'ALiBi attention'}"
-        )
 
 
 def draw(

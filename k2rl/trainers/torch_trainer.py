@@ -20,6 +20,7 @@ from k2rl.losses.ptx import ptx
 from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.recipe import OptimConfig
 from k2rl.trainers.gradients import Gradients, Terms
+from k2rl.trainers.logprobs import TokenLogProbs
 
 
 class TorchTrainer:
@@ -30,6 +31,7 @@ class TorchTrainer:
     ) -> None:
         self.model, self.objective, self.config = model, objective, optim
         self.micro_batch_tokens = micro_batch_tokens
+        self.token_logprobs = TokenLogProbs(model)
         self.gradients = Gradients(model, workers)
         self.optimizer = ModelOptimizer(model, optim)
 
@@ -45,9 +47,10 @@ class TorchTrainer:
     def accumulate(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Add the batch's gradients to what is there; statistics, still on the device."""
         totals: dict[str, torch.Tensor] = {}
-        self.gradients.add(micro_batches(batch, self.micro_batch_tokens), self.policy_terms, totals)
+        limit, packed = self.micro_batch_tokens, self.token_logprobs.packed
+        self.gradients.add(micro_batches(batch, limit, packed), self.policy_terms, totals)
         if batch.ptx is not None:
-            self.gradients.add(micro_batches(batch.ptx, self.micro_batch_tokens), self.ptx_terms, totals)
+            self.gradients.add(micro_batches(batch.ptx, limit, packed), self.ptx_terms, totals)
         return totals
 
     def policy_terms(self, part: Batch) -> Terms:
@@ -55,15 +58,14 @@ class TorchTrainer:
         return loss, {"loss/policy": loss.detach(), **{f"loss/{k}": v for k, v in stats.items()}}
 
     def ptx_terms(self, part: TextBatch) -> Terms:
-        loss = text_loss(self.model, part)
+        loss = text_loss(self.token_logprobs, part)
         return loss, {"loss/ptx": loss.detach()}
 
     def loss_inputs(self, part: Batch) -> LossInputs:
         """The micro-batch as the objective sees it, with log-probs that carry gradients."""
         device = self.model.device
-        logprobs_B_L = token_logprobs(self.model, part.tokens_B_L, part.mask_B_L, part.temperatures_B_L)
         return LossInputs(
-            logprobs_B_L,
+            self.token_logprobs(part),
             part.old_logprobs_B_L.to(device),
             part.mask_B_L.to(device),
             part.advantages_B.to(device),
@@ -72,7 +74,7 @@ class TorchTrainer:
 
     @torch.no_grad()
     def log_probs(self, batch: Batch) -> list[NDArray[np.float32]]:
-        logprobs = token_logprobs(self.model, batch.tokens_B_L, batch.mask_B_L, batch.temperatures_B_L)
+        logprobs = self.token_logprobs(batch)
         mask = batch.mask_B_L.bool().to(logprobs.device)
         return [row[keep].float().cpu().numpy() for row, keep in zip(logprobs, mask, strict=True)]
 
@@ -106,30 +108,9 @@ class TorchTrainer:
             raise UserError(f"{folder}: this checkpoint was made with another model.dtype: no {missing}") from None
 
 
-def token_logprobs(
-    model: Any, tokens_B_L: torch.Tensor, mask_B_L: torch.Tensor, temperatures_B_L: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Log-prob of each token given those before it, from logits / temperature: (B, L), 0 where the mask is 0.
-
-    Rows are right-padded, so plain causal attention needs no mask. Logits are computed only from the first
-    masked-in column on.
-    """
-    device = model.device
-    first = max(int(mask_B_L.any(0).int().argmax()), 1)
-    length = tokens_B_L.shape[1]
-    keep = torch.arange(first - 1, length - 1, device=device)
-    logits = model(input_ids=tokens_B_L.to(device), use_cache=False, logits_to_keep=keep).logits.float()
-    if temperatures_B_L is not None:
-        logits = logits / temperatures_B_L[:, first:, None].to(device)
-    targets = tokens_B_L[:, first:].to(device)
-    negative = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    logprobs = -negative.view(targets.shape) * mask_B_L[:, first:].to(device)
-    return torch.nn.functional.pad(logprobs, (first, 0))
-
-
-def text_loss(model: Any, text: TextBatch) -> torch.Tensor:
+def text_loss(logprobs: TokenLogProbs, text: TextBatch) -> torch.Tensor:
     """The PTX (or SFT) loss of a micro-batch of texts."""
-    logprobs_B_L = token_logprobs(model, text.tokens_B_L, text.mask_B_L)
+    logprobs_B_L = logprobs(text)
     device = logprobs_B_L.device
     return ptx(logprobs_B_L, text.mask_B_L.to(device), text.coefficients_B.to(device))
 
