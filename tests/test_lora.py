@@ -19,6 +19,7 @@ from k2rl.models import load_policy, save_policy
 from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.recipe import LoraConfig, ModelConfig, OptimConfig, Recipe
 from k2rl.samplers.torch_sampler import TorchSampler
+from k2rl.trainers.logprobs import TokenLogProbs
 from k2rl.trainers.torch_trainer import TorchTrainer, text_loss
 
 pytest.importorskip("peft", reason="the extra lora is not installed")
@@ -85,7 +86,8 @@ def test_only_adapters_are_trained_and_every_one_of_them(tiny_model: Any) -> Non
     model = adapted(tiny_model)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = ModelOptimizer(model, OptimConfig())
-    text_loss(model, text_batch([Example(tuple(row), 1) for row in IDS.tolist()], 1.0, 0)).backward()  # type: ignore[no-untyped-call]
+    text = text_batch([Example(tuple(row), 1) for row in IDS.tolist()], 1.0, 0)
+    text_loss(TokenLogProbs(model), text).backward()  # type: ignore[no-untyped-call]
     optimizer.update(1e-3)
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n in before if ".lora_" in n}
@@ -97,13 +99,13 @@ def test_a_step_on_the_adapters_descends_where_the_weights_gradient_points(tiny_
     itself."""
     plain = copy.deepcopy(tiny_model)
     text = text_batch([Example(tuple(row), 1) for row in IDS.tolist()], 1.0, 0)
-    text_loss(plain, text).backward()  # type: ignore[no-untyped-call]
+    text_loss(TokenLogProbs(plain), text).backward()  # type: ignore[no-untyped-call]
     expected = plain.model.layers[1].self_attn.v_proj.weight.grad
     lora.attach(tiny_model, LoraConfig(rank=64, alpha=64, modules=["v_proj"]), seed=0)
     owner = tiny_model.model.layers[1].self_attn.v_proj
     with torch.no_grad():
         owner.lora_A.default.weight.copy_(torch.eye(64))
-    text_loss(tiny_model, text).backward()  # type: ignore[no-untyped-call]
+    text_loss(TokenLogProbs(tiny_model), text).backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(owner.lora_B.default.weight.grad, expected, atol=1e-7, rtol=1e-4)
 
 

@@ -12,6 +12,7 @@ from k2rl.batch import Example, micro_batches, text_batch
 from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.recipe import OptimConfig
 from k2rl.trainers.gradients import Gradients
+from k2rl.trainers.logprobs import TokenLogProbs
 from k2rl.trainers.torch_trainer import text_loss
 
 
@@ -22,8 +23,9 @@ def texts() -> Any:
 
 
 def gradients(model: Any, micro_tokens: int, workers: int = 1) -> dict[str, torch.Tensor]:
-    adder = Gradients(model, workers)
-    adder.add(micro_batches(texts(), micro_tokens), lambda part: (text_loss(model, part), {}), {})
+    adder, logprobs = Gradients(model, workers), TokenLogProbs(model)
+    parts = micro_batches(texts(), micro_tokens, logprobs.packed)
+    adder.add(parts, lambda part: (text_loss(logprobs, part), {}), {})
     adder.close()
     return {name: p.grad for name, p in model.named_parameters()}
 
