@@ -8,6 +8,7 @@ from k2rl.errors import UserError, did_you_mean
 
 _PACKAGE = Path(__file__).parent
 NANO = _PACKAGE / "_assets" / "nano"
+SCHEMAS = _PACKAGE / "_assets" / "schemas.yaml"
 
 
 def folder(name: str) -> Path:

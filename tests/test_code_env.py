@@ -13,12 +13,13 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from k2rl_envs import code_rows
 from k2rl_envs.code_env import CodeEnv
-from k2rl_envs.rows import read_rows
 from k2rl_rewards.program_tests import program_tests
 from k2rl_rewards.unit_tests import UnitTests
 
+from k2rl import schemas
 from k2rl.errors import UnavailableError, UserError
 from k2rl.protocols import Sandbox
+from k2rl.rows import read_rows
 from k2rl.types import Split, Status, Task
 
 MBPP = {
@@ -269,7 +270,7 @@ def test_real_contest_rows(shared_data: Path) -> None:
 def test_mbpp(jail: Sandbox, shared_data: Path) -> None:
     """Its reference code passes, also the two rows that need the setup code; `return None` passes nowhere."""
     data = str(shared_data / "mbpp/mbpp.jsonl")
-    rows = read_rows(data, code_rows.format_of(data, None, None), code_rows.OPTIONAL)
+    rows = read_rows(data, (schema := schemas.detect("code", data)).fields, schema.optional)
     found = [code_rows.reference_and_solution(row) for row in rows]
     needing = [(solution, {"tests": r["tests"]}) for r, solution in found if "setup" in r]
     constant = ["\n".join(f"def {n}(*a, **k): return None" for n in program_tests(r).names) for r, _ in found]

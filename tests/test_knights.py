@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from k2rl_envs.knights_solver import solutions
 from k2rl_envs.logic_env import LogicEnv
-from k2rl_envs.rows import read_rows
 from k2rl_rewards.knights import KnightsAndKnaves, statement
 from tasks_contract import check_answers, check_tasks, take
 
+from k2rl.rows import read_rows
 from k2rl.types import Verdict
 
 NAMES, SOLUTION = ["Ann", "Bob", "Annabel"], [True, False, True]

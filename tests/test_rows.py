@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from k2rl_envs.rows import load_splits, read_rows, shuffled
 
 from k2rl.errors import UserError
+from k2rl.rows import load_splits, read_rows, shuffled
 
 FIELDS = {"prompt": "question", "answer": "answer"}
 ROWS: list[dict[str, Any]] = [{"question": f"What is {n}+1?", "answer": n + 1} for n in range(300)]

@@ -15,15 +15,15 @@ from typing import ClassVar
 
 from k2rl_rewards.unit_tests import UnitTests
 
-from k2rl import rng
+from k2rl import rng, schemas
 from k2rl.env import SingleTurnEnv
 from k2rl.errors import RunError, UserError, did_you_mean
 from k2rl.progress import console
+from k2rl.rows import TEST_SHARE, Row, shuffled
 from k2rl.types import Split, Status, Task, Verdict, content_hash
 from k2rl_envs import code_rows, programs
 from k2rl_envs.arguments import refuse, style_shares, with_instruction
 from k2rl_envs.levels import Levels, level_shares, mixed
-from k2rl_envs.rows import TEST_SHARE, Row, load_splits, shuffled
 
 INSTRUCTION = "Answer with the whole Python program in one fence: ```python."
 GOLD = ("check", "drop", "trust")
@@ -38,9 +38,9 @@ class CodeEnv(SingleTurnEnv):
         level: for generated tasks: a level, a list of levels (equal shares) or level -> share; default 2.
         styles: how the gold answers to generated tasks are written: style -> share of `checked` (orders tried on the
             example first, the default), `direct` (the function alone) and `explained` (at length). For demonstrations.
-        data: a file of rows instead of generated tasks; see `rows.py` for the kinds of files.
+        data: a file of rows instead of generated tasks; see `k2rl/records.py` for what can be read.
         test_data: a file of test rows; without it, `test_share` of the rows of `data` are the test split.
-        format: what the rows look like: one of `code_rows.FORMATS`; by default told from their columns.
+        format: what the rows look like: a schema of `k2rl/_assets/schemas.yaml`; by default told from their columns.
         fields: which column holds what, where it differs from the format.
         test_share: the share of the rows held out for testing; default 0.1.
         show_tests: how many of a row's tests its prompt shows; default 1 where they are assert lines or cases (they
@@ -97,9 +97,8 @@ class CodeEnv(SingleTurnEnv):
         if show_tests is not None and (type(show_tests) is not int or show_tests < 0):
             raise UserError(f"show_tests must be a whole number of 0 or more, got {show_tests!r}")
         self.show_tests = show_tests
-        columns = code_rows.format_of(data, format, fields)
         share_held_out = TEST_SHARE if test_share is None else test_share
-        rows = load_splits(data, test_data, columns, share_held_out, code_rows.OPTIONAL, same=_whole)
+        rows = schemas.load_splits("code", data, test_data, fields, share_held_out, name=format, same=_whole)
         found = {split: [(row, self._row_task(row)) for row in some] for split, some in rows.items()}
         failing = {} if gold == "trust" else self._failing([pair for some in found.values() for pair in some])
         if failing and gold != "drop":

@@ -1,7 +1,7 @@
 """Rows of programming tasks in the forms that are about: MBPP, HumanEval, contests, and plain ones.
 
-A format maps our names to columns. `prompt` is the task, `solution` its gold program, and the rest are the tests in one
-of the forms of `k2rl_rewards.program_tests`.
+Of the fields of their schemas (`k2rl/_assets/schemas.yaml`, `code`), `prompt` is the task, `solution` its gold program,
+and the rest are the tests in one of the forms of `k2rl_rewards.program_tests`.
 """
 
 from __future__ import annotations
@@ -15,60 +15,8 @@ from typing import Any
 from k2rl_rewards.program_tests import program_tests
 from k2rl_rewards.program_text import defines
 
-from k2rl.errors import UserError, did_you_mean
-from k2rl_envs.rows import Row, columns
-
-OPTIONAL = frozenset({"solution", "setup"})
-FORMATS: dict[str, dict[str, str]] = {
-    "mbpp": {"prompt": "text", "solution": "code", "tests": "test_list", "setup": "test_setup_code"},
-    "humaneval": {"prompt": "prompt", "solution": "canonical_solution", "test": "test", "entry_point": "entry_point"},
-    "contest": {"prompt": "content", "solution": "solution", "io": "test"},
-    "asserts": {"prompt": "prompt", "solution": "solution", "tests": "tests", "setup": "setup"},
-    "cases": {"prompt": "prompt", "solution": "solution", "fn": "fn", "cases": "cases"},
-    "io": {"prompt": "prompt", "solution": "solution", "io": "io"},
-}
-
-
-def format_of(path: str, name: str | None, fields: Mapping[str, str] | None) -> dict[str, str]:
-    """The field map of a file: the format of this name, or the first one that its first row has the columns of, with
-    the user's `fields` in it.
-
-    Raises:
-        UserError: an unknown format or field, or no format fits.
-    """
-    if name is not None and name not in FORMATS:
-        raise UserError(f"unknown format {name!r}{did_you_mean(name, FORMATS)}: allowed are {', '.join(FORMATS)}")
-    given = dict(fields or {})
-    known = {field for form in FORMATS.values() for field in form}
-    for field, column in given.items():
-        if field not in known:
-            raise UserError(
-                f"unknown field {field!r}{did_you_mean(field, known)}: allowed are {', '.join(sorted(known))}"
-            )
-        if not isinstance(column, str):
-            raise UserError(f"fields.{field} must name a column, got {column!r}")
-    chosen = [FORMATS[name]] if name is not None else [*FORMATS.values()]
-    fitting = [{**form, **given} for form in chosen if given.keys() <= form.keys()]
-    if name is not None:
-        if not fitting:
-            raise UserError(f"format {name} has the fields {', '.join(FORMATS[name])}, not {', '.join(given)}")
-        return fitting[0]
-    there = set(columns(path))
-    for form in fitting:
-        if all(column in there for field, column in form.items() if field not in OPTIONAL):
-            return form
-    for field, column in given.items():
-        if column not in there:
-            raise UserError(
-                f"{path} has no column {column!r}, named by fields.{field}{did_you_mean(column, there)}: it has "
-                f"{', '.join(sorted(there))}"
-            )
-    wanted = "; ".join(
-        f"{title}: {', '.join(c for f, c in form.items() if f not in OPTIONAL)}" for title, form in FORMATS.items()
-    )
-    raise UserError(
-        f"{path} has the columns {', '.join(sorted(there))}, which is no known format ({wanted}): set fields"
-    )
+from k2rl.errors import UserError
+from k2rl.rows import Row
 
 
 def reference_and_solution(row: Row) -> tuple[dict[str, Any], str | None]:

@@ -12,17 +12,18 @@ Levels of generated puzzles (people, what each of them may say):
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from k2rl_rewards.knights import KnightsAndKnaves, statement
 
+from k2rl import schemas
+from k2rl.rows import TEST_SHARE, Row, shuffled
 from k2rl.types import Split, Task, Verdict
 from k2rl_envs.arguments import refuse, with_instruction
 from k2rl_envs.generated import GeneratedGame, Puzzle, some, words
 from k2rl_envs.knights_solver import Statement, solutions
 from k2rl_envs.levels import Levels
-from k2rl_envs.rows import TEST_SHARE, Row, field_map, load_splits, shuffled
 
 INSTRUCTION = (
     'Work step by step. End with a line that starts with "####" and says of everyone whether they are a '
@@ -112,8 +113,6 @@ def _shape(said: Statement, speaker: int) -> list[Any]:
 class Knights:
     """Knights-and-knaves puzzles from a file with a quiz, the names, and who is a knight."""
 
-    fields: ClassVar[dict[str, str]] = {"prompt": "quiz", "names": "names", "solution": "solution"}
-
     def __init__(
         self,
         data: str,
@@ -122,7 +121,7 @@ class Knights:
         test_share: float,
         instruction: str | None,
     ) -> None:
-        self.rows = load_splits(data, test_data, field_map(fields, self.fields), test_share)
+        self.rows = schemas.load_splits("knights", data, test_data, fields, test_share)
         self.instruction = INSTRUCTION if instruction is None else instruction
         self.reward = KnightsAndKnaves()
         for rows in self.rows.values():

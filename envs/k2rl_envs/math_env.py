@@ -3,31 +3,33 @@
 envs.math: {id: math, args: {level: 3}}                     generated, of one level
 envs.math: {id: math, args: {level: {2: 0.7, 4: 0.3}}}      mixed by share
 envs.gsm:  {id: math, args: {data: gsm8k.jsonl}}            rows with question and answer
-envs.math: {id: math, args: {data: m.jsonl, fields: {prompt: problem, answer: solution}}}
+envs.math: {id: math, args: {data: m.jsonl, fields: {prompt: task, answer: result}}}
+envs.gsm:  {id: math, args: {data: "hf:openai/gsm8k:main", test_data: "hf:openai/gsm8k:main@test"}}
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
 from k2rl_rewards.math_answer import MAX_CHARS, MathAnswer, NoAnswerError, after_hashes, clean, last_boxed
 
-from k2rl import rng
+from k2rl import rng, schemas
 from k2rl.env import SingleTurnEnv
 from k2rl.errors import UserError, did_you_mean
+from k2rl.rows import TEST_SHARE, Row, shuffled
 from k2rl.types import Split, Task, Verdict
 from k2rl_envs import arithmetic
 from k2rl_envs.arguments import refuse, style_shares, with_instruction
 from k2rl_envs.levels import Levels, level_shares, mixed
-from k2rl_envs.rows import TEST_SHARE, Row, field_map, load_splits, shuffled
 
 INSTRUCTION = 'Work step by step. End with a line "#### answer", where answer is the final answer alone.'
 STYLES = ("worked", "direct", "rechecked")
 KINDS = ("arithmetic", "algebra")
-FIELDS = {"prompt": "question", "answer": "answer"}
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 class MathEnv(SingleTurnEnv):
@@ -38,9 +40,10 @@ class MathEnv(SingleTurnEnv):
         kinds: which generated problems: "arithmetic", "algebra"; default both.
         styles: how the gold responses to generated problems are written: style -> share of `worked` (step by step,
             the default), `direct` (the bare answer) and `rechecked` (every step twice). For demonstrations.
-        data: a file of rows instead of generated problems; see `rows.py`.
-        test_data: a file of test rows; without it, `test_share` of the rows of `data` are the test split.
-        fields: which column is the prompt and which the answer; default question and answer.
+        data: a file of rows, or `hf:REPO[:CONFIG][@SPLIT]`, instead of generated problems; see `k2rl/records.py`.
+        test_data: test rows; without it, `test_share` of the rows of `data` are the test split.
+        fields: which column is the prompt, the answer, and (optional) the level; by default told from the columns, by
+            the `math` schemas of `k2rl/_assets/schemas.yaml`.
         instruction: a line appended to every prompt; "" appends nothing.
         test_share: the share of the rows held out for testing; default 0.1.
 
@@ -76,8 +79,8 @@ class MathEnv(SingleTurnEnv):
             self.styles = style_shares(styles, STYLES)
             return
         refuse("data rows", level=level, kinds=kinds, styles=styles)
-        columns = field_map(fields, FIELDS)
-        self.rows = load_splits(data, test_data, columns, TEST_SHARE if test_share is None else test_share)
+        share = TEST_SHARE if test_share is None else test_share
+        self.rows = schemas.load_splits("math", data, test_data, fields, share)
         for rows in self.rows.values():  # A row that can't be used shows now, not in the middle of a run.
             for row in rows:
                 _answer(row)
@@ -116,7 +119,7 @@ class MathEnv(SingleTurnEnv):
         reference = {"answer": answer, "question": row.prompt}
         if solution:
             reference["solution"] = solution
-        return Task(with_instruction(row.prompt, self.instruction), answer, reference, tags=("data",))
+        return Task(with_instruction(row.prompt, self.instruction), answer, reference, tags=("data", *_level_tag(row)))
 
 
 def _kinds(kinds: Sequence[str] | None) -> frozenset[str]:
@@ -125,6 +128,12 @@ def _kinds(kinds: Sequence[str] | None) -> frozenset[str]:
         if kind not in KINDS:
             raise UserError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS)}: allowed are {', '.join(KINDS)}")
     return chosen
+
+
+def _level_tag(row: Row) -> list[str]:
+    """`level-3` where the row's level is 3 or "Level 3"; nothing where it has no number ("Level ?")."""
+    match = _NUMBER.search(str(row.values.get("level", "")))
+    return [f"level-{float(match[0]):g}"] if match else []
 
 
 def _answer(row: Row) -> tuple[str, str | None]:
