@@ -6,43 +6,32 @@ Arms, each with the same seeds: `rl` is the quickstart; `sft` goes on imitating 
 minutes as RL took; `shuffled` is the same RL with the rewards permuted inside each group. Each arm's model
 answers 1,000 held-out tasks per env, and 1,000 one difficulty step beyond anything SFT saw.
 
-Each finished (arm, seed) appends one line to the results file, and is skipped when the command is run again; one that
-was interrupted starts anew. Intervals
-are Student's t over seeds, of the difference to the control (or to nano) with the same seed and the same tasks.
+Each finished (arm, seed) is kept (see arms.py). Intervals are Student's t over seeds, of the difference to the control
+(or to nano) with the same seed and the same tasks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import platform
 import shutil
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from arms import Job, Row, arguments, collect, measure, points, row
 from rich.console import Console
 from rich.table import Table
 
-import k2rl
 from k2rl import rng
-from k2rl.eval_policy import evaluate
 from k2rl.loop import train
 from k2rl.losses import LossInputs, Objective, objective
-from k2rl.recipe import EnvSpec, ModelConfig, Recipe, SftRecipe
+from k2rl.recipe import EnvSpec, Recipe, SftRecipe
 from k2rl.recipe_files import load
 from k2rl.sft import sft
-from k2rl.types import SCHEMA_VERSION
 
 ARMS = ("rl", "shuffled", "sft")
 BEYOND = {"math": {"level": 5}, "logic": {"level": 4}, "code": {"level": 4}}
@@ -55,9 +44,6 @@ CONTINUED = [
     "envs.logic.pool=20000",
     "envs.code.pool=20000",
 ]
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16, 2.145, 2.131)
-"""Student's t for 1, 2, … degrees of freedom."""
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -77,16 +63,16 @@ class Shuffled(Objective):
         return self.inner.loss(x)
 
 
-def run_arm(arm: str, seed: int, work: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def run_arm(arm: str, seed: int, args: argparse.Namespace) -> Row:
     """Train one arm and measure it."""
-    recipe = load(Recipe, "quickstart", [f"seed={seed}", "run.eval_tasks=0", *overrides])
-    folder = work / f"{arm}-{seed}"
+    recipe = load(Recipe, "quickstart", [f"seed={seed}", "run.eval_tasks=0", *args.overrides])
+    folder = args.work / f"{arm}-{seed}"
     model = folder / "model"
     if arm == "nano":
         wall, model = 0.0, Path(recipe.model.path)
     elif arm == "sft":
         # The shortest of the RL runs: what slowed the others down would not slow this one.
-        wall = min(json.loads(path.read_text())["wall_s"] for path in work.glob("rl-*/summary.json"))
+        wall = min(json.loads(path.read_text())["wall_s"] for path in args.work.glob("rl-*/summary.json"))
         shutil.rmtree(model, ignore_errors=True)
         sft(_continued(recipe, seed, wall), model, quiet=True)
     else:
@@ -94,14 +80,18 @@ def run_arm(arm: str, seed: int, work: Path, overrides: Sequence[str]) -> dict[s
         chosen = Shuffled(goal, rng.generator(seed, "shuffled rewards")) if arm == "shuffled" else goal
         shutil.rmtree(folder, ignore_errors=True)
         wall = train(recipe, folder, quiet=True, objective=chosen)["wall_s"]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "arm": arm,
-        "seed": seed,
-        "wall_s": wall,
-        "envs": measure(recipe, str(model), seed),
-        **machine(overrides),
-    }
+    return row(arm, seed, wall, measure(recipe, _measured(recipe), str(model), seed, args.tasks), args.overrides)
+
+
+def _measured(recipe: Recipe) -> dict[str, EnvSpec]:
+    """The recipe's envs, and the same one difficulty step harder."""
+    envs = dict(recipe.envs)
+    for name, harder in BEYOND.items():
+        spec = recipe.envs[name]
+        envs[f"{name}_beyond"] = EnvSpec(
+            id=spec.id, args={**spec.args, **harder}, budget=replace(spec.budget, tokens=96)
+        )
+    return envs
 
 
 def _continued(recipe: Recipe, seed: int, wall_s: float) -> SftRecipe:
@@ -113,41 +103,7 @@ def _continued(recipe: Recipe, seed: int, wall_s: float) -> SftRecipe:
     return replace(again, threads=recipe.run.threads, sft=replace(again.sft, stop=stop, eval_seconds=wall_s))
 
 
-def measure(recipe: Recipe, model: str, seed: int) -> dict[str, Any]:
-    """pass@1 of 1,000 held-out tasks per env and of 1,000 one step harder: sampled (T = 1) and greedy."""
-    if recipe.run.threads:
-        torch.set_num_threads(recipe.run.threads)
-    envs = dict(recipe.envs)
-    for name, args in BEYOND.items():
-        spec = recipe.envs[name]
-        envs[f"{name}_beyond"] = EnvSpec(id=spec.id, args={**spec.args, **args}, budget=replace(spec.budget, tokens=96))
-    report = evaluate(ModelConfig(path=model), envs, n=1000, samples=1, seed=seed, quiet=True)
-    return {
-        name: {"sampled": r["pass@1"], **{key: r[key] for key in ("greedy", "tokens", "n", "no_verdict")}}
-        for name, r in report["envs"].items()
-    }
-
-
-def machine(overrides: Sequence[str]) -> dict[str, Any]:
-    """Where and with what this was measured."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    return {
-        "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"k2rl": k2rl.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "commit": commit.stdout.strip(),
-        "overrides": list(overrides),
-    }
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % t interval (NaN for a single value)."""
-    if len(values) < 2:
-        return statistics.fmean(values), math.nan
-    half = T_975[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), half
-
-
-def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+def tables(rows: Sequence[Row]) -> list[Table]:
     """What each arm reached, and what RL gained over nano and over each control."""
     by_key = {(r["arm"], r["seed"]): r["envs"] for r in rows}
     seeds = sorted({s for a, s in by_key if a == "rl"})
@@ -180,54 +136,20 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
             if not shared:
                 differences.append("-")
                 continue
-            mean, half = interval([by_key[a, s][env]["sampled"] - by_key[b, s][env]["sampled"] for s in shared])
-            differences.append(f"{100 * mean:+.1f} ± {100 * half:.1f}")
+            differences.append(points([by_key[a, s][env]["sampled"] - by_key[b, s][env]["sampled"] for s in shared]))
         gained.add_row(env, *differences)
     return [reached, gained]
 
 
+def ready(job: Job, rows: Sequence[Row]) -> bool:
+    """A seed's RL is done before its SFT control starts, which takes as long."""
+    return job[0] != "sft" or any((r["arm"], r["seed"]) == ("rl", job[1]) for r in rows)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="arms trained at the same time")
-    parser.add_argument("--threads", type=int, default=None, help="torch threads per arm")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "controls.jsonl")
-    parser.add_argument("--work", type=Path, default=Path("runs/controls"))
-    parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help="run one arm and print its line")
-    parser.add_argument("overrides", nargs="*", help="key=value for the quickstart recipe")
-    args = parser.parse_args()
-    overrides = [*args.overrides, *([f"run.threads={args.threads}"] if args.threads else [])]
-    if args.one:
-        print(json.dumps(run_arm(args.one[0], int(args.one[1]), args.work, overrides)))
-        return
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    foreign = [r for r in rows if r["overrides"] != overrides]
-    if foreign:
-        parser.error(f"{args.out} holds results with overrides {foreign[0]['overrides']}: choose another --out")
-    done = {(r["arm"], r["seed"]) for r in rows}
-    flags = ["--work", str(args.work), *(["--threads", str(args.threads)] if args.threads else [])]
-
-    def work(job: tuple[str, int]) -> None:
-        # Jobs start in order, so a seed's RL is done, or at least under way, when its SFT control starts.
-        while job[0] == "sft" and not any((r["arm"], r["seed"]) == ("rl", job[1]) for r in rows):
-            time.sleep(1)
-        command = [sys.executable, __file__, "--one", job[0], str(job[1]), *flags, *args.overrides]
-        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        line = ended.stdout.splitlines()[-1]
-        rows.append(json.loads(line))
-        with args.out.open("a") as file:
-            file.write(line + "\n")
-        print(f"{job[0]} seed {job[1]}: {rows[-1]['wall_s']:.0f} s", file=sys.stderr, flush=True)
-
-    jobs = [
-        (arm, seed)
-        for arm in ("rl", "nano", "sft", "shuffled")
-        for seed in range(args.seeds)
-        if (arm, seed) not in done
-    ]
-    with ThreadPoolExecutor(args.jobs) as executor:
-        list(executor.map(work, jobs))
+    args = arguments(__doc__, "controls")
+    jobs = [(arm, seed) for arm in ("rl", "nano", "sft", "shuffled") for seed in range(args.seeds)]
+    rows = collect(args, __file__, run_arm, jobs, ready)
     console = Console(width=160)
     for grid in tables(rows):
         console.print(grid)

@@ -2,8 +2,8 @@
 
     J = (1/K) sum_i min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i),   s_i = exp(mean_t logratio_it)
 
-Being means over a response, these ratios stay near 1: the published range is a thousand times narrower than GRPO's, for
-large models whose steps are small. A small model at a high learning rate leaves it in one step: watch `loss/clipped`.
+Being means over a response, these ratios stay near 1, and the published range is a thousand times narrower than
+GRPO's. It clips much more than GRPO's even so, in the paper as here: watch `loss/clipped`.
 """
 
 from __future__ import annotations
