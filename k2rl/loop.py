@@ -16,6 +16,7 @@ import torch
 
 from k2rl import checkpoint
 from k2rl.batch import TextBatch, batches, text_batch
+from k2rl.budget import Moment
 from k2rl.curriculum import Curriculum
 from k2rl.losses import Objective
 from k2rl.progress import live
@@ -46,7 +47,8 @@ class Run:
             tasks = again + parts.curriculum.next(max(fresh, 0), progress)
             groups = parts.driver.collect(tasks, iteration, lambda env: parts.temperature(env, progress))
         with self.clock("score"):
-            scored = score(groups, recipe.envs, parts.objective, recipe.run.max_failure_rate)
+            moment = Moment(iteration, progress, parts.driver.estimates)
+            scored = score(groups, recipe.envs, parts.objective, recipe.run.max_failure_rate, moment)
             parts.curriculum.learn(groups)
         with self.clock("train"):
             updates = recipe.trainer.updates_per_iteration
@@ -89,6 +91,7 @@ class Run:
             "curriculum": parts.curriculum.state(),
             "ptx_given": parts.ptx.given if parts.ptx else 0,
             "pending": parts.driver.state(),
+            "budgets": parts.driver.estimates,
             **extra,
         }
 
@@ -98,6 +101,8 @@ class Run:
         if parts.ptx:
             parts.ptx.given = state["ptx_given"]
         self.restart = parts.driver.restore(state["pending"])
+        # Once estimated they hold for the whole run, whatever the file says by now.
+        parts.driver.estimates = state["budgets"]
         parts.sampler.publish(parts.trainer.named_tensors(), state["iteration"])
 
 

@@ -97,10 +97,16 @@ def _difficulty_problems(prefix: str, spec: EnvSpec) -> list[str]:
             f"{prefix}.pass_rate needs {prefix}.measured: a file of pass rates, which `k2rl measure RECIPE --out FILE` "
             "writes"
         )
-    if spec.measured is not None and band is None and spec.order == "uniform":
+    if spec.budget.estimated and spec.measured is None:
+        key = "mode=toggle" if spec.budget.mode == "toggle" else "percentile"
         found.append(
-            f"{prefix}.measured has no effect by itself: set {prefix}.pass_rate, or {prefix}.order to prioritised or "
-            "easy_to_hard"
+            f"{prefix}.budget.{key} needs {prefix}.measured: a file with the lengths of correct answers, which "
+            "`k2rl measure RECIPE --out FILE` writes"
+        )
+    if spec.measured is not None and band is None and spec.order == "uniform" and not spec.budget.estimated:
+        found.append(
+            f"{prefix}.measured has no effect by itself: set {prefix}.pass_rate, {prefix}.budget.percentile, or "
+            f"{prefix}.order to prioritised or easy_to_hard"
         )
     return found
 

@@ -45,6 +45,7 @@ class RolloutDriver:
     Args:
         purpose: what the draws are keyed by; training and evaluation differ in it.
         context: the most tokens the model takes; None where it does not matter.
+        estimates: the budgets of single tasks by their id, where they are estimated (see `budget.py`).
 
     Environments whose answers steer what is sampled next are waited for in order, so that a run does not depend on
     their timing.
@@ -61,11 +62,13 @@ class RolloutDriver:
         context: int | None = None,
         pause_share: float = 1.0,
         purpose: str = "sample",
+        estimates: Mapping[str, int] | None = None,
     ) -> None:
         self.pool, self.sampler, self.chat = pool, sampler, chat
         self.episodes = Episodes(pool, seed)
         self.seed, self.group_size, self.pause_share = seed, group_size, pause_share
         self.context, self.purpose = context, purpose
+        self.estimates = dict(estimates or {})
         self.pending: list[PendingGroup] = []
         self._by_request: dict[str, list[Trajectory]] = {}
         self._open: dict[str, int] = {}
@@ -186,7 +189,7 @@ class RolloutDriver:
 
     def _new_group(self, task: Task, iteration: int, copy: int, temperature: Callable[[str], float]) -> PendingGroup:
         spec, env = self.pool.specs[task.env], self.pool.templates[task.env]
-        limit = budget.limit(task, spec.budget, env.budget)
+        limit = budget.limit(task, spec.budget, env.budget, self.estimates)
         heat = temperature(task.env)
         worker = self._next_worker()
         return PendingGroup(

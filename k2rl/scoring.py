@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from k2rl import budget
+from k2rl.budget import START, Moment
 from k2rl.errors import RunError, UserError
 from k2rl.losses import Objective
 from k2rl.recipe import EnvSpec
@@ -32,25 +33,31 @@ class Scored:
 
 
 def score(
-    groups: Sequence[Group], specs: Mapping[str, EnvSpec], objective: Objective, max_failure_rate: float
+    groups: Sequence[Group],
+    specs: Mapping[str, EnvSpec],
+    objective: Objective,
+    max_failure_rate: float,
+    moment: Moment = START,
 ) -> Scored:
-    """Rewards and advantages of an iteration's groups; those that do not train under `objective` are in the metrics
-    alone.
+    """Rewards and advantages of an iteration's groups at a moment of the run; those that do not train under
+    `objective` are in the metrics alone.
 
     Raises:
         RunError: too many rollouts have no verdict (see `check_failures`).
     """
     scored = []
     for group in groups:
-        rewards = [reward(r, specs[r.task.env]) for r in group.rollouts]
+        spec = specs[group.task.env]
+        rewards = [reward(r, spec) for r in group.rollouts]
         valid = [(r, x) for r, x in zip(group.rollouts, rewards, strict=True) if x is not None]
         if len(valid) >= 2:
-            kept = [x for _, x in valid]
-            advantages = objective.advantages(kept)
-            scored.append(ScoredGroup(group.task, tuple(r for r, _ in valid), tuple(kept), tuple(advantages)))
+            rollouts = tuple(r for r, _ in valid)
+            passed = [correct(r, spec) for r in rollouts]
+            kept = budget.shape([x for _, x in valid], rollouts, passed, spec.budget, moment)
+            scored.append(ScoredGroup(group.task, rollouts, tuple(kept), tuple(objective.advantages(kept))))
     check_failures([r for g in groups for r in g.rollouts], max_failure_rate)
     learning = [g for g in scored if not (objective.drops_even and even(g))]
-    metrics = _metrics(groups, scored, specs) | {"train/groups": float(len(learning))}
+    metrics = _metrics(groups, scored, specs, moment) | {"train/groups": float(len(learning))}
     return Scored(tuple(learning), metrics)
 
 
@@ -136,7 +143,9 @@ def _failures(of: str, rollouts: Sequence[Rollout], allowed: float) -> str:
     )
 
 
-def _metrics(groups: Sequence[Group], scored: Sequence[ScoredGroup], specs: Mapping[str, EnvSpec]) -> dict[str, float]:
+def _metrics(
+    groups: Sequence[Group], scored: Sequence[ScoredGroup], specs: Mapping[str, EnvSpec], moment: Moment
+) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name in sorted({g.task.env for g in groups}):
         rollouts = [r for g in groups if g.task.env == name for r in g.rollouts]
@@ -147,7 +156,9 @@ def _metrics(groups: Sequence[Group], scored: Sequence[ScoredGroup], specs: Mapp
         valid = [r for r in rollouts if r.verdict is None or r.verdict.scored]
         metrics[f"success/{name}"] = mean([float(correct(r, specs[name])) for r in valid])
         metrics[f"tokens/{name}"] = mean([float(r.policy_tokens) for r in rollouts])
-        metrics[f"budget_hit/{name}"] = mean([float(r.end is End.BUDGET) for r in rollouts])
+        metrics |= {
+            f"{key}/{name}": value for key, value in budget.metrics(rollouts, specs[name].budget, moment).items()
+        }
         metrics[f"even_groups/{name}"] = mean([float(even(g)) for g in own]) if own else 0.0
         metrics[f"temperature/{name}"] = mean([s.temperature for r in rollouts for s in r.segments if s.logprobs])
     statuses = Counter(r.verdict.status for g in groups for r in g.rollouts if r.verdict is not None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from k2rl import demonstrations, difficulty, runlog
+from k2rl import budget, demonstrations, difficulty, runlog
 from k2rl.curriculum import Curriculum, Fitting, disjoint, fitting, pool
 from k2rl.demonstrations import Stream
 from k2rl.difficulty import Measured
@@ -106,6 +106,7 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
             group_size=recipe.rollout.group_size,
             context=policy.context,
             pause_share=recipe.rollout.pause_share,
+            estimates=_estimates(recipe, train_tasks, measured),
         ),
         Curriculum(train_tasks, recipe.envs, recipe.seed, measured),
         _ptx(recipe, envs, policy, train_tasks),
@@ -147,6 +148,33 @@ def _measured(recipe: Recipe, tasks: Mapping[str, Sequence[Task]]) -> dict[str, 
     """What is known of the training tasks before the run, where the recipe names a file."""
     files = {name: file for name in tasks if (file := recipe.envs[name].measured) is not None}
     return {name: difficulty.of_pool(file, name, tasks[name]) for name, file in files.items()}
+
+
+def _estimates(
+    recipe: Recipe, tasks: Mapping[str, Sequence[Task]], measured: Mapping[str, Mapping[str, Measured]]
+) -> dict[str, int]:
+    """The budgets of single tasks, by their id, of the environments that want them."""
+    found: dict[str, int] = {}
+    for name, own in tasks.items():
+        config = recipe.envs[name].budget
+        if not config.estimated:
+            continue
+        lengths = {t.id: measured[name][t.id].correct_tokens for t in own if t.id in measured[name]}
+        estimates = {task: budget.estimate(n, config) for task, n in lengths.items()}
+        known = {task: n for task, n in estimates.items() if n is not None}
+        if not known:
+            raise UserError(
+                f"envs.{name}.budget: {recipe.envs[name].measured} has no correct answer to any of {len(own)} tasks to "
+                f"estimate a budget from: measure with more samples, or set envs.{name}.budget.tokens alone"
+            )
+        left = len(own) - len(known)
+        console.print(
+            f"env {name}: the budgets of {len(known)} tasks estimated from correct answers, {min(known.values())} to "
+            f"{max(known.values())} tokens; {left} without a correct answer keep the full one",
+            markup=False,
+        )
+        found |= known
+    return found
 
 
 def _in_band(spec: EnvSpec, tasks: list[Task], measured: Mapping[str, Mapping[str, Measured]]) -> list[Task]:

@@ -20,8 +20,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from k2rl.curriculum import pool
 from k2rl.errors import RunError, UnavailableError, UserError
 from k2rl.loop import train
+from k2rl.plugins import make_env
 from k2rl.recipe import Recipe
 from k2rl.recipe_files import resolve, save
 
@@ -160,6 +162,56 @@ def test_a_resumed_run_continues_identically(recipe: Callable[..., Recipe], tmp_
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "000004")
     train(chosen, tmp_path / "cut", resume=True, quiet=True)
     assert_identical(tmp_path / "whole", tmp_path / "cut")
+
+
+def measured_file(path: Path, lengths: list[int]) -> None:
+    """As if some of math's tasks had been answered right, in so many tokens."""
+    tasks = pool("math", make_env("math", {"level": 1, "instruction": ""}), "train", 3, 50)
+    found = {t.id: {"n": 4, "correct": len(lengths), "correct_tokens": lengths} for t in tasks[::2]}
+    path.write_text(json.dumps({"schema_version": 1, "envs": {"math": {"tasks": found}}}), encoding="utf-8")
+
+
+def math_lengths(run_dir: Path, iteration: int) -> set[int]:
+    with gzip.open(run_dir / "rollouts" / f"{iteration:06d}.jsonl.gz", "rt") as file:
+        rollouts = [json.loads(line) for line in file]
+    texts = [r["segments"] for r in rollouts if r["task"]["env"] == "math"]
+    return {sum(len(s["ids"]) for s in segments) for segments in texts}
+
+
+def test_estimated_budgets_cut_and_outlast_their_file(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    measured_file(tmp_path / "rates.json", [5, 3])
+    keys = [f"envs.math.measured={tmp_path}/rates.json", "envs.math.budget.percentile=100", "run.iterations=4"]
+    chosen = recipe(*keys, "run.eval_tasks=0", "rollout.pause_share=0.7", "envs.math.weight=9")
+    train(chosen, tmp_path / "whole", quiet=True)
+    assert {5, 10} <= math_lengths(tmp_path / "whole", 2), "tasks with an estimate are cut there, the others are not"
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "000004")
+    measured_file(tmp_path / "rates.json", [2, 2])
+    train(chosen, tmp_path / "cut", resume=True, quiet=True)
+    assert_identical(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_toggle_runs_to_full_length_and_says_which_phase_it_is_in(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    measured_file(tmp_path / "rates.json", [3])
+    keys = [f"envs.math.measured={tmp_path}/rates.json", "envs.math.budget.mode=toggle"]
+    short = ["envs.math.budget.toggle_every=1", "run.iterations=3", "run.eval_tasks=0", "envs.math.weight=9"]
+    train(recipe(*keys, *short), tmp_path / "run", quiet=True)
+    rows = metrics(tmp_path / "run")
+    assert [r["toggle/math"] for r in rows] == [1.0, 0.0, 1.0]
+    assert rows[0]["over_estimate/math"] > 0
+    assert 10 in math_lengths(tmp_path / "run", 1)
+    assert "toggle/two" not in rows[0]
+
+
+def test_without_a_correct_answer_no_budget_can_be_estimated(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"envs\.math\.budget\.mode=toggle needs envs\.math\.measured: .*k2rl measure"):
+        recipe("envs.math.budget.mode=toggle")
+    measured_file(tmp_path / "rates.json", [])
+    chosen = recipe("envs.math.budget.percentile=50", f"envs.math.measured={tmp_path}/rates.json")
+    with pytest.raises(UserError, match="no correct answer to any of 50 tasks to estimate a budget from"):
+        train(chosen, tmp_path / "run", quiet=True)
 
 
 ORDERS = ["envs.math.order=easy_to_hard", "envs.gym.order=prioritised", "envs.two.order=prioritised"]
