@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from k2rl.errors import RunError
+from k2rl.optim.matrices import hidden_matrices
 from k2rl.optim.muon import Muon
 from k2rl.recipe import OptimConfig
 
@@ -32,9 +33,8 @@ class ModelOptimizer:
     def reset(self) -> None:
         """Drop the moments; the masters stay."""
         config = self.config
-        matrices = hidden_matrices(self.model) if config.name == "muon" else []
-        chosen = {id(p) for p in matrices}
-        rest = [self._master(p) for p in self.model.parameters() if p.requires_grad and id(p) not in chosen]
+        matrices = hidden_matrices(self.model) if config.name == "muon" else {}
+        rest = [self._master(p) for p in self.model.parameters() if p.requires_grad and p not in matrices]
         groups = [
             {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
@@ -45,7 +45,7 @@ class ModelOptimizer:
             (adamw, config.adamw_lr_ratio if matrices else 1.0),
         ]
         if matrices:
-            hidden = [self._master(p) for p in matrices]
+            hidden = {self._master(p): split for p, split in matrices.items()}
             self._parts.append((Muon(hidden, weight_decay=config.weight_decay), 1.0))
 
     def _master(self, parameter: torch.Tensor) -> torch.Tensor:
@@ -118,9 +118,3 @@ class ModelOptimizer:
                     }
                     if state:
                         optimizer.state[self._master(parameter)] = state
-
-
-def hidden_matrices(model: Any) -> list[torch.Tensor]:
-    """The 2-D weights inside the layers: neither embeddings nor the head."""
-    outer = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
-    return [p for p in model.parameters() if p.requires_grad and p.dim() == 2 and id(p) not in outer]
