@@ -38,6 +38,9 @@ class BudgetConfig:
 
     `length_weight` (0: off) adds that much of K1.5's length reward, which favours the shorter of a group's correct
     answers, once `length_warmup` (0.25 unless set) of the run's iterations are over.
+
+    `max_repeats` (None: never) ends a response that says one thing so many times in a row, see `repetition.py`; it
+    costs what running into the budget does.
     """
 
     tokens: int | None = None
@@ -49,6 +52,7 @@ class BudgetConfig:
     toggle_accuracy: float | None = None
     length_weight: float = 0.0
     length_warmup: float | None = None
+    max_repeats: int | None = None
 
     @property
     def estimated(self) -> bool:
@@ -90,7 +94,7 @@ def estimate(lengths: Sequence[int], config: BudgetConfig) -> int | None:
 
 def reward(score: float, rollout: Rollout, config: BudgetConfig) -> float:
     """`clip(score - penalties, -1, 1)`; in mode `override` a truncated rollout gets -1."""
-    if rollout.end is not End.BUDGET or config.mode == "toggle":
+    if not rollout.cut or config.mode == "toggle":
         return min(max(score, -1.0), 1.0)
     if config.mode == "override":
         return -1.0
@@ -119,7 +123,7 @@ def shape(
     if config.length_weight and moment.progress >= warmup:
         bonus = length_reward(lengths, passed)
         # An overridden reward is -1 and nothing else.
-        free = [config.mode != "override" or r.end is not End.BUDGET for r in rollouts]
+        free = [config.mode != "override" or not r.cut for r in rollouts]
         shaped = [x + config.length_weight * b * f for x, b, f in zip(shaped, bonus, free, strict=True)]
     return shaped
 
@@ -135,9 +139,12 @@ def length_reward(lengths: Sequence[int], passed: Sequence[bool]) -> list[float]
 
 
 def metrics(rollouts: Sequence[Rollout], config: BudgetConfig, moment: Moment) -> dict[str, float]:
-    """Shares of an env's rollouts: `budget_hit`, cut at what they may use; `over_estimate`, longer than their task's
-    own budget (toggle). `toggle`: 1 while the budget is on, 0 in the iterations between."""
+    """Shares of an env's rollouts: `budget_hit`, cut at what they may use; `repeat`, ended because they repeated
+    themselves; `over_estimate`, longer than their task's own budget (toggle). `toggle`: 1 while the budget is on, 0 in
+    the iterations between."""
     found = {"budget_hit": mean([float(r.end is End.BUDGET) for r in rollouts])}
+    if config.max_repeats is not None:
+        found["repeat"] = mean([float(r.end is End.REPEAT) for r in rollouts])
     if config.mode == "toggle":
         own = [moment.estimates.get(r.task.id, r.policy_tokens) for r in rollouts]
         found["over_estimate"] = mean([float(r.policy_tokens > n) for r, n in zip(rollouts, own, strict=True)])
@@ -160,6 +167,7 @@ def problems(config: BudgetConfig) -> list[str]:
         ("toggle_accuracy", 0, 1, "in [0, 1]"),
         ("length_weight", 0, 2, "in [0, 2]"),
         ("length_warmup", 0, 1 - _TINY, "in [0, 1)"),
+        ("max_repeats", 2, _HUGE, "at 2 or more"),
     ):
         value = getattr(config, key)
         if value is not None and not low <= value <= high:

@@ -23,8 +23,9 @@ class Request:
     """Generate `n` continuations of `prompt_ids`.
 
     `keys[j]` seeds every draw of sample j (see `rng.py`), `first_position` is where its token counter starts
-    (non-zero when a partial rollout goes on). Temperature 0 is greedy; its log-probs are reported at
-    T = 1. A stop id ends a sample and is part of it.
+    (non-zero when a partial rollout goes on: so many ids at the end of `prompt_ids` are of the same turn). Temperature
+    0 is greedy; its log-probs are reported at T = 1. A stop id ends a sample and is part of it. A sample that repeats
+    itself `max_repeats` times (None: however often) is ended, see `repetition.py`.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Request:
     temperature: float
     stop_ids: frozenset[int]
     first_position: int = 0
+    max_repeats: int | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -57,7 +59,7 @@ class Completion:
     index: int
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finish: Literal["stop", "length", "abort"]
+    finish: Literal["stop", "length", "repeat", "abort"]
     version: int
 
 

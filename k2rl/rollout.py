@@ -132,6 +132,8 @@ class RolloutDriver:
             trajectory = self._take(completion)
             if completion.finish == "length":
                 self._end(trajectory, End.BUDGET, Verdict.malformed(f"cut at its budget of {trajectory.limit} tokens"))
+            elif completion.finish == "repeat":
+                self._end(trajectory, End.REPEAT, Verdict.malformed("ended because it repeated itself"))
             else:
                 acting.append(trajectory)
         self._act(acting)
@@ -181,6 +183,7 @@ class RolloutDriver:
                     temperature=first.temperature,
                     stop_ids=self.chat.stop_ids,
                     first_position=len(first.said),
+                    max_repeats=self.pool.specs[first.task.env].budget.max_repeats,
                 )
             )
         self.sampler.submit(requests)

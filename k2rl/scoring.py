@@ -80,10 +80,12 @@ def reward(rollout: Rollout, spec: EnvSpec) -> float | None:
 
 
 def final_verdict(rollout: Rollout, spec: EnvSpec) -> Verdict:
-    """The verdict that counts: malformed when cut by the budget, else the env's last one, else its return mapped
+    """The verdict that counts: malformed when cut short, else the env's last one, else its return mapped
     from `reward_range`. Raises as `reward` does."""
     if rollout.end is End.BUDGET:
         return Verdict.malformed(f"cut at its budget of {rollout.policy_tokens} tokens")
+    if rollout.end is End.REPEAT:
+        return Verdict.malformed(f"ended after {rollout.policy_tokens} tokens because it repeated itself")
     return rollout.verdict or _from_return(rollout, spec)
 
 

@@ -165,10 +165,12 @@ class Verdict:
 
 
 class End(StrEnum):
-    """How a rollout ended: the policy stopped, its token budget or the env's limit cut it, or an error."""
+    """How a rollout ended: the policy stopped, its token budget cut it or that it repeated itself, the env's limit did,
+    or an error."""
 
     STOP = "stop"
     BUDGET = "budget"
+    REPEAT = "repeat"
     ENV_LIMIT = "env_limit"
     ERROR = "error"
 
@@ -223,6 +225,11 @@ class Rollout:
     def verdict(self) -> Verdict | None:
         """The last verdict, which decides."""
         return self.verdicts[-1] if self.verdicts else None
+
+    @property
+    def cut(self) -> bool:
+        """Whether it was ended in the middle of what it said, which is scored as malformed."""
+        return self.end in (End.BUDGET, End.REPEAT)
 
     @property
     def policy_tokens(self) -> int:

@@ -28,6 +28,9 @@ def test_recipe_before_task_before_env() -> None:
         (0.0, End.BUDGET, "override", -1.0),
         (1.0, End.STOP, "override", 1.0),
         (1.0, End.BUDGET, "override", -1.0),
+        (0.0, End.REPEAT, "truncate", -0.5),
+        (0.0, End.REPEAT, "override", -1.0),
+        (0.0, End.REPEAT, "toggle", 0.0),
     ],
 )
 def test_rewards(score: float, end: End, mode: str, reward: float) -> None:
@@ -51,6 +54,7 @@ def test_rewards_stay_in_range() -> None:
         (BudgetConfig(mode="toggle", toggle_accuracy=1.5), "toggle_accuracy is 1.5"),
         (BudgetConfig(length_weight=-1.0), "length_weight is -1.0"),
         (BudgetConfig(length_weight=1.0, length_warmup=1.0), "length_warmup is 1.0"),
+        (BudgetConfig(max_repeats=1), "max_repeats is 1"),
         (BudgetConfig(mode="toggle", penalty=0.5), "penalty is 0.5: it has no effect with mode=toggle"),
         (BudgetConfig(factor=2.0), "factor is 2.0: it has no effect without percentile"),
         (BudgetConfig(toggle_every=3), "toggle_every is 3: it has no effect with mode=truncate"),
@@ -150,3 +154,8 @@ def test_metrics_of_a_toggled_env() -> None:
     found = budget.metrics(rollouts, BudgetConfig(mode="toggle", toggle_every=10), moment)
     assert found == {"budget_hit": 0.0, "over_estimate": 0.5, "toggle": 0.0}
     assert budget.metrics(rollouts, BudgetConfig(), moment) == {"budget_hit": 0.0}
+
+
+def test_what_was_ended_for_repeating_itself_is_counted_apart() -> None:
+    rollouts = [*of_lengths(3), *of_lengths(9, end=End.REPEAT), *of_lengths(9, 9, end=End.BUDGET)]
+    assert budget.metrics(rollouts, BudgetConfig(max_repeats=4), Moment()) == {"budget_hit": 0.5, "repeat": 0.25}

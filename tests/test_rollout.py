@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from k2rl import envpool
+from k2rl.budget import BudgetConfig
 from k2rl.chat import Chat
 from k2rl.curriculum import pool
 from k2rl.envpool import EnvPool
@@ -22,6 +23,7 @@ from k2rl.recipe import EnvSpec, RunConfig
 from k2rl.rollout import RolloutDriver
 from k2rl.samplers.scripted import ScriptedSampler
 from k2rl.samplers.torch_sampler import TorchSampler
+from k2rl.scoring import correct, reward
 from k2rl.types import End, Group, Rollout, Status, Task, Verdict
 
 ENVS = "two_turn_env"
@@ -94,6 +96,22 @@ def test_the_budget_covers_all_turns(chat: Chat) -> None:
         assert rollout.policy_tokens == 4
         assert rollout.verdict is not None
         assert rollout.verdict.status is Status.MALFORMED
+    with_two.close()
+
+
+def test_what_repeats_itself_ends_as_the_budget_would_end_it(chat: Chat, tiny_model: Any) -> None:
+    looping = EnvSpec(id=f"{ENVS}:TwoTurn", budget=BudgetConfig(tokens=100, max_repeats=2))
+    with_two = envs(t=looping)
+    sampler = TorchSampler(tiny_model, chat.pad_id, 8)
+    groups = driver(with_two, sampler, chat).collect(tasks(with_two, "t", 6), 1, lambda _: 0.0)
+    ended = [r for g in groups for r in g.rollouts if r.end is End.REPEAT]
+    assert ended
+    for rollout in ended:
+        assert rollout.policy_tokens < 100
+        assert rollout.cut
+        assert rollout.text, "what it said is shown"
+        assert reward(rollout, looping) == -0.5
+        assert not correct(rollout, looping)
     with_two.close()
 
 

@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from k2rl import rng
 from k2rl.models import refuse_partial_attention
 from k2rl.protocols import Completion, Request
+from k2rl.repetition import circling
 from k2rl.samplers.slot_cache import SlotCache
 
 
@@ -284,6 +285,8 @@ class TorchSampler:
                 finished.append(self._complete(row, "stop"))
             elif len(row.ids) >= row.request.max_new_tokens:
                 finished.append(self._complete(row, "length"))
+            elif circling(row.request, row.ids):
+                finished.append(self._complete(row, "repeat"))
             else:
                 staying.append(i)
         self._keep(staying)
