@@ -10,11 +10,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from k2rl import assets
+from k2rl import assets, cli_data
+from k2rl.cli_shared import JsonFlag
+from k2rl.cli_shared import arguments as _arguments
+from k2rl.cli_shared import print_json as _print_json
+from k2rl.cli_shared import print_table as _print_table
 from k2rl.errors import RunError, UserError
 from k2rl.types import Split
 
@@ -29,6 +33,7 @@ app = typer.Typer(
 )
 env_app = typer.Typer(help="List environments, check one, or start a new one.", no_args_is_help=True)
 app.add_typer(env_app, name="env")
+app.add_typer(cli_data.app, name="data")
 rewards_app = typer.Typer(help="How far what gives the rewards can be trusted.", no_args_is_help=True)
 app.add_typer(rewards_app, name="eval-rewards")
 sandbox_app = typer.Typer(help="Run untrusted programs for others.", no_args_is_help=True)
@@ -44,7 +49,6 @@ RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped name (see `k2rl recipes`), or the path of a .yaml.")
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]…", help="Override keys of the recipe.")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 
 
 def main() -> None:
@@ -233,16 +237,6 @@ def _eval_recipe(model: str, ids: Sequence[str], args: Sequence[str], max_tokens
     return resolve(Recipe, {"model": {"path": model}, "envs": envs}, source="k2rl eval")
 
 
-def _arguments(items: Sequence[str]) -> dict[str, Any]:
-    """`["level=3", "config.size=4"]` as a mapping."""
-    from omegaconf import OmegaConf
-
-    for item in items:
-        if "=" not in item:
-            raise UserError(f"--arg {item!r}: write key=value, such as --arg level=3")
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(list(items))))
-
-
 @rewards_app.command("verifier")
 def eval_verifier(
     reward: Annotated[str, typer.Option(help="name, module:Class or file.py:Class.")],
@@ -395,21 +389,3 @@ def doctor(as_json: JsonFlag = False) -> None:
     broken = [str(row["what"]) for row in rows if row["status"] == "broken"]
     if broken:
         raise RunError(f"broken: {', '.join(broken)}")
-
-
-def _print_json(data: object) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False))
-
-
-def _print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(row[column])) for column in columns))  # Text: no markup in others' words
-    Console().print(table)

@@ -59,16 +59,7 @@ def load(path: str | Path, env: str) -> dict[str, Measured]:
         UserError: no such file, not a report, one without tasks, or of other environments.
     """
     key = f"envs.{env}.measured"
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"{key}: no file {path}: make it with `k2rl measure RECIPE --out {path}`")
-    try:
-        report = json.loads(path.read_text("utf-8"))
-        version, envs = report["schema_version"], dict(report["envs"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"{key}: {path} is no report of `k2rl measure` or `k2rl eval --json`") from None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{key}: {path} has schema version {version}, this k2rl reads {SCHEMA_VERSION}")
+    envs = report_of(path, key)["envs"]
     if env not in envs:
         raise UserError(
             f"{key}: {path} measures the environments {', '.join(envs) or 'none'}, not {env}: "
@@ -78,6 +69,25 @@ def load(path: str | Path, env: str) -> dict[str, Measured]:
         return {task: _measured(found) for task, found in envs[env]["tasks"].items()}
     except (LookupError, TypeError, ValueError, AttributeError):
         raise UserError(f"{key}: {path} has no pass rates per task: make it with `k2rl measure RECIPE`") from None
+
+
+def report_of(path: str | Path, key: str) -> dict[str, Any]:
+    """A report of `k2rl measure` or `k2rl eval --json`; `key` is where the user named it.
+
+    Raises:
+        UserError: no such file, not a report, or one of another version.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"{key}: no file {path}: make it with `k2rl measure RECIPE --out {path}`")
+    try:
+        report: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        version, _ = report["schema_version"], dict(report["envs"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(f"{key}: {path} is no report of `k2rl measure` or `k2rl eval --json`") from None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{key}: {path} has schema version {version}, this k2rl reads {SCHEMA_VERSION}")
+    return report
 
 
 def _measured(found: Mapping[str, Any]) -> Measured:

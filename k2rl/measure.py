@@ -62,7 +62,7 @@ def measure(recipe: Recipe, out: Path, *, samples: int = 8, force: bool = False,
         raise UserError(f"{out} exists: choose another --out, or add --force to measure again")
     envs = EnvPool(recipe.envs, recipe.rollout.workers, recipe.run)
     try:
-        policy = load_policy(recipe.model)
+        policy = load_policy(recipe.model, recipe.seed)
         tasks = _training_tasks(recipe, envs, policy)
         return _measure(recipe, policy, envs, tasks, out, samples, quiet)
     finally:
@@ -124,7 +124,10 @@ def _measure(
     report = {
         "schema_version": SCHEMA_VERSION,
         **settings,
-        "envs": {name: _report(found) for name, found in by_env.items()},
+        "envs": {
+            name: {"id": recipe.envs[name].id, "args": recipe.envs[name].args, **_report(found)}
+            for name, found in by_env.items()
+        },
     }
     _write(out, report)
     partial.unlink(missing_ok=True)

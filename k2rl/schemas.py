@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import yaml
 
@@ -15,7 +15,7 @@ from k2rl import assets, rows
 from k2rl.errors import UserError, did_you_mean
 from k2rl.records import records
 from k2rl.rows import Row, holds, mapping
-from k2rl.types import Split
+from k2rl.types import Split, Task
 
 _LOOKED_AT = 100
 """Rows from which the columns of a file are told."""
@@ -53,6 +53,15 @@ def known(kind: str) -> tuple[Schema, ...]:
         )
         for name, fields in data.items()
     )
+
+
+@runtime_checkable
+class ReadsRows(Protocol):
+    """What an environment needs for `k2rl data check` and `tag`: the kind of its schemas, and a task of each row."""
+
+    row_kind: str
+
+    def row_task(self, row: Row) -> Task: ...
 
 
 def kinds() -> list[str]:

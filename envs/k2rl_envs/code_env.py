@@ -60,6 +60,7 @@ class CodeEnv(SingleTurnEnv):
     """
 
     budget: ClassVar[int] = 1024
+    row_kind: ClassVar[str] = "code"
 
     def __init__(
         self,
@@ -78,9 +79,9 @@ class CodeEnv(SingleTurnEnv):
         limits: Mapping[str, float] | None = None,
     ) -> None:
         self.instruction = instruction
-        if data is None and isinstance(limits or {}, Mapping):
-            limits = GENERATED_LIMITS | dict(limits or {})
         self.reward = UnitTests(sandbox, share, limits)
+        self.generated_reward = UnitTests(sandbox, share, GENERATED_LIMITS | dict(limits or {}))
+        self.show_tests = show_tests
         self.splits: dict[Split, list[Task]] | None = None
         about_rows = {"test_data": test_data, "format": format, "fields": fields, "test_share": test_share}
         if data is None:
@@ -96,10 +97,9 @@ class CodeEnv(SingleTurnEnv):
             raise UserError(f"unknown gold {gold!r}{did_you_mean(str(gold), GOLD)}: allowed are {', '.join(GOLD)}")
         if show_tests is not None and (type(show_tests) is not int or show_tests < 0):
             raise UserError(f"show_tests must be a whole number of 0 or more, got {show_tests!r}")
-        self.show_tests = show_tests
         share_held_out = TEST_SHARE if test_share is None else test_share
         rows = schemas.load_splits("code", data, test_data, fields, share_held_out, name=format, same=_whole)
-        found = {split: [(row, self._row_task(row)) for row in some] for split, some in rows.items()}
+        found = {split: [(row, self.row_task(row)) for row in some] for split, some in rows.items()}
         failing = {} if gold == "trust" else self._failing([pair for some in found.values() for pair in some])
         if failing and gold != "drop":
             raise _own_solutions_fail(failing)
@@ -118,7 +118,8 @@ class CodeEnv(SingleTurnEnv):
         return mixed(streams, self.shares, "code", split, seed)
 
     def verify(self, task: Task, response: str) -> Verdict:
-        return self.reward(response, task.reference)
+        reward = self.generated_reward if "program" in task.reference else self.reward
+        return reward(response, task.reference)
 
     def gold(self, task: Task) -> str | None:
         """The row's solution; for generated tasks an answer in one of the env's `styles`."""
@@ -129,7 +130,8 @@ class CodeEnv(SingleTurnEnv):
         program = programs.Program.from_json(task.reference["program"])
         return programs.demonstration(program, programs.STYLES[style], question)
 
-    def _row_task(self, row: Row) -> Task:
+    def row_task(self, row: Row) -> Task:
+        """The task of a row of a data file. Raises `UserError` where its tests can't be used."""
         reference, solution = code_rows.reference_and_solution(row)
         prompt = row.prompt.strip()
         if "prompt" in reference:

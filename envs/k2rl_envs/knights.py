@@ -126,10 +126,10 @@ class Knights:
         self.reward = KnightsAndKnaves()
         for rows in self.rows.values():
             for row in rows:
-                _check_knights(row)
+                row_task(row, self.instruction)
 
     def tasks(self, split: Split, seed: int) -> Iterable[Task]:
-        return map(self._task, shuffled(self.rows[split], split, seed))
+        return (row_task(row, self.instruction) for row in shuffled(self.rows[split], split, seed))
 
     def verify(self, task: Task, response: str) -> Verdict:
         return self.reward(response, task.reference)
@@ -137,14 +137,13 @@ class Knights:
     def gold(self, task: Task) -> str:
         return f"#### {task.answer}"
 
-    def _task(self, row: Row) -> Task:
-        names, solution = list(row.values["names"]), list(row.values["solution"])
-        prompt = with_instruction(row.prompt, self.instruction)
-        reference = {"names": names, "solution": solution}
-        return Task(prompt, statement(names, solution), reference, tags=("knights", f"people-{len(names)}"))
 
+def row_task(row: Row, instruction: str) -> Task:
+    """The task of a row of a data file.
 
-def _check_knights(row: Row) -> None:
+    Raises:
+        UserError: its names are no distinct names, or its solution is not one true or false for each.
+    """
     names, solution = row.values["names"], row.values["solution"]
     if not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
         raise row.error("names", f"must be a list of names, got {names!r}")
@@ -154,3 +153,6 @@ def _check_knights(row: Row) -> None:
         raise row.error("solution", f"must be a list of true (knight) and false (knave), got {solution!r}")
     if len(solution) != len(names):
         raise row.error("solution", f"{len(solution)} entries for {len(names)} names")
+    reference = {"names": list(names), "solution": list(solution)}
+    prompt = with_instruction(row.prompt, instruction)
+    return Task(prompt, statement(names, solution), reference, tags=("knights", f"people-{len(names)}"))

@@ -17,12 +17,13 @@ from typing import Any, ClassVar, Protocol
 
 from k2rl.env import SingleTurnEnv
 from k2rl.errors import UserError, did_you_mean
+from k2rl.rows import Row
 from k2rl.types import Split, Task, Verdict
+from k2rl_envs import knights
 from k2rl_envs.arguments import refuse
 from k2rl_envs.countdown import CountdownGame
 from k2rl_envs.cross_table import CrossTableGame
 from k2rl_envs.cryptarithm import CryptarithmGame
-from k2rl_envs.knights import knights_and_knaves
 from k2rl_envs.levels import Levels
 from k2rl_envs.morse import MorseGame
 from k2rl_envs.multi_hop import MultiHopGame
@@ -58,7 +59,7 @@ GAMES: dict[str, Entry] = {
     "morse": Entry(MorseGame, ("level",)),
     "multi_hop": Entry(MultiHopGame, ("level",)),
     "cross_table": Entry(CrossTableGame, ("level",)),
-    "knights": Entry(knights_and_knaves, ("level", "data", "test_data", "fields", "test_share")),
+    "knights": Entry(knights.knights_and_knaves, ("level", "data", "test_data", "fields", "test_share")),
     "reasoning_gym:<data set>": Entry(ReasoningGym, ("config",)),
 }
 
@@ -95,6 +96,7 @@ class LogicEnv(SingleTurnEnv):
     """
 
     budget: ClassVar[int] = 512
+    row_kind: ClassVar[str] = "knights"
 
     def __init__(
         self,
@@ -120,11 +122,18 @@ class LogicEnv(SingleTurnEnv):
             "config": config,
         }
         refuse(f"game {game}", **{k: v for k, v in given.items() if k not in entry.arguments})
+        self.name, self.instruction = name, instruction
         used = {k: v for k, v in given.items() if v is not None}
         self.game = entry.make(*([data_set] if data_set else []), **used, instruction=instruction)
 
     def tasks(self, split: Split, seed: int) -> Iterable[Task]:
         return self.game.tasks(split, seed)
+
+    def row_task(self, row: Row) -> Task:
+        """The puzzle of a row of a data file. Raises `UserError` where it is none, or the game has no rows."""
+        if self.name != "knights":
+            raise UserError(f"game {self.name} reads no rows: knights does (args game=knights)")
+        return knights.row_task(row, knights.INSTRUCTION if self.instruction is None else self.instruction)
 
     def verify(self, task: Task, response: str) -> Verdict:
         return self.game.verify(task, response)

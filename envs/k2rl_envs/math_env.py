@@ -55,6 +55,7 @@ class MathEnv(SingleTurnEnv):
     """
 
     budget: ClassVar[int] = 512
+    row_kind: ClassVar[str] = "math"
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class MathEnv(SingleTurnEnv):
 
     def tasks(self, split: Split, seed: int) -> Iterable[Task]:
         if self.rows is not None:
-            return map(self._row_task, shuffled(self.rows[split], split, seed))
+            return map(self.row_task, shuffled(self.rows[split], split, seed))
         streams = {n: map(partial(self._problem_task, n), arithmetic.problems(n, split, seed)) for n in self.shares}
         wanted = {n: filter(lambda task: task.tags[0] in self.kinds, stream) for n, stream in streams.items()}
         return mixed(wanted, self.shares, "math", split, seed)
@@ -114,7 +115,8 @@ class MathEnv(SingleTurnEnv):
         prompt = with_instruction(problem.question, self.instruction)
         return Task(prompt, answer, reference, budget=96, tags=(kind, f"level-{level}"))
 
-    def _row_task(self, row: Row) -> Task:
+    def row_task(self, row: Row) -> Task:
+        """The task of a row of a data file. Raises `UserError` where it has no answer that can be read."""
         answer, solution = _answer(row)
         reference = {"answer": answer, "question": row.prompt}
         if solution:
