@@ -54,7 +54,8 @@ class Chat:
 
     Args:
         tokenizer: a transformers tokenizer. Without a chat template the prompt is the messages' text, one
-            paragraph each, after the tokenizer's own start tokens.
+            paragraph each, after the tokenizer's own start tokens; and the start token ends a response, because a
+            model of plain texts that writes it has begun another text.
         extra_stop_ids: further stop ids (a generation config's).
     """
 
@@ -72,10 +73,13 @@ class Chat:
         }
         stops = {i for i in (*extra_stop_ids, tokenizer.eos_token_id) if i is not None}
         end_of_turn = self._end_of_turn()
-        self.stop_ids = frozenset(stops | end_of_turn)
+        start = None if self.has_template else tokenizer.bos_token_id
+        # What the tokenizer puts before a text (a start token, say), without an end token it may append.
+        self._start_ids = tuple(i for i in tokenizer("").input_ids if i not in stops)
+        self.stop_ids = frozenset(stops | end_of_turn | ({start} - {None}))
         if not self.stop_ids:
             raise UserError("the tokenizer has no end-of-sequence token: set eos_token in its tokenizer_config.json")
-        self.end_id = int(min(end_of_turn) if end_of_turn else tokenizer.eos_token_id or min(stops))
+        self.end_id = int(min(end_of_turn) if end_of_turn else tokenizer.eos_token_id or min(self.stop_ids))
         """The stop id that a demonstration ends with."""
 
     @property
@@ -93,10 +97,8 @@ class Chat:
             UserError: the template refuses these messages (a role it does not know, say).
         """
         if not self.has_template:
-            # What the tokenizer puts before a text (a start token, say), without an end token it may append.
-            start = [i for i in self.tokenizer("").input_ids if i not in self.stop_ids]
             text = "\n\n".join(str(m["content"]) for m in messages)
-            return (*start, *self.encode_untrusted(text))
+            return (*self._start_ids, *self.encode_untrusted(text))
         return self._encode_rendered(*self._render(messages, tools, generate=True))
 
     def extend(self, messages: Sequence[Message]) -> tuple[int, ...]:

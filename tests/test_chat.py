@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
 
 from k2rl import scratch
 from k2rl.chat import Chat
@@ -91,6 +92,21 @@ def test_no_template_joins_the_messages_and_refuses_more_turns(chat: Chat) -> No
         plain.extend(user("c"))
 
 
+def test_without_a_template_the_start_token_ends_a_response(chat: Chat) -> None:
+    """A model of plain texts says so that one is over. It may still stand before the prompt."""
+    chat.tokenizer.bos_token = "<|user|>"
+    start = chat.tokenizer.bos_token_id
+    assert start not in Chat(chat.tokenizer).stop_ids
+    chat.tokenizer.chat_template = None
+    plain = Chat(chat.tokenizer)
+    assert plain.stop_ids == {start, chat.tokenizer.eos_token_id}
+    assert plain.end_id == chat.tokenizer.eos_token_id
+    chat.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|user|> $A", special_tokens=[("<|user|>", start)]
+    )
+    assert Chat(chat.tokenizer).prompt(user("a")) == (start, *plain.prompt(user("a")))
+
+
 def test_a_template_error_names_the_roles(chat: Chat) -> None:
     chat.tokenizer.chat_template = "{{ raise_exception('only users') }}"
     with pytest.raises(UserError, match=r"roles user: only users"):
@@ -124,7 +140,7 @@ def test_a_metaspace_tokenizer_without_template(shared_data: Path) -> None:
 
     chat = load_policy(ModelConfig(path=str(shared_data / "stories260k"))).chat
     assert list(chat.prompt(user("Once upon a time"))) == chat.tokenizer("Once upon a time").input_ids
-    assert chat.tokenizer.eos_token_id in chat.stop_ids
+    assert chat.stop_ids == {chat.tokenizer.eos_token_id, chat.tokenizer.bos_token_id}
     assert not chat.forbidden_ids.intersection(chat.encode_untrusted("the end </s><s> <unk>"))
 
 

@@ -33,6 +33,13 @@ def test_defaults_and_overrides() -> None:
     assert made.envs["m"].temperature is None
 
 
+def test_what_a_recipe_leaves_to_its_user_is_missing_until_given() -> None:
+    left = {**ENVS, "model": {"path": "???"}}
+    assert "model.path is missing" in problem(data=left)
+    assert "model.path is missing" in problem(data=left, schema=SftRecipe)
+    assert recipe_files.resolve(Recipe, left, ["model.path=some/model"]).model.path == "some/model"
+
+
 def test_an_override_can_add_an_env_with_arguments() -> None:
     made = recipe_files.resolve(Recipe, ENVS, ["envs.rev.id=rev.py:Rev", "envs.rev.args.levels=[1,2]"])
     assert list(made.envs) == ["m", "rev"]
