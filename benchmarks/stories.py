@@ -1,34 +1,29 @@
 """Does a story model learn to tell of given words, and do its stories stay stories?
 
-    python benchmarks/stories.py model.path=path/to/stories260k [--seeds 3] [--jobs 2] [--threads 1]
+    python benchmarks/stories.py model.path=path/to/stories260k [--seeds 3] [--jobs 2] [--threads 1] [--tasks 400]
 
 Trains the recipe `stories` once per seed. Before and after, the model tells stories for held-out tasks: sets of words
 that no training task had (`sets`), and words that no training task had (`words`); sampled at T = 1 and greedy. What
 the reward does not see is measured as well: how likely the stories are to the model as it was (`perplexity`, per
 token, without the end), and how many of their runs of four words are told once only (`distinct`).
 
-Each finished seed appends one line to the results file, and is skipped when the command is run again. Intervals: over
-seeds by Student's t, of the difference on the same tasks; within a seed by bootstrap over tasks.
+Each finished seed is kept (see arms.py). Intervals: over seeds by Student's t, of the difference on the same tasks;
+within a seed by bootstrap over tasks.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shutil
 import statistics
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from controls import interval, machine
+from arms import Row, arguments, collect, interval, row
 from rich.console import Console
 from rich.table import Table
 
@@ -41,42 +36,39 @@ from k2rl.recipe_files import load
 from k2rl.rollout import RolloutDriver
 from k2rl.samplers.torch_sampler import TorchSampler
 from k2rl.scoring import correct, reward
-from k2rl.types import SCHEMA_VERSION, Rollout, mean
+from k2rl.types import Rollout, mean
 
-HERE = Path(__file__).parent
-TASKS = 300
+KINDS: dict[str, dict[str, Any]] = {"sets": {}, "words": {"unseen": True}}
+"""Kinds of held-out tasks, with their arguments of the environment."""
 SHOWN = 6
 """Stories kept as samples: those of the first tasks, whatever they are like."""
 RUN = 4
+Told = dict[str, list[Rollout]]
+"""The stories for one kind of task: `sampled` and `greedy`, each in the order of the tasks."""
 
 
-def run_seed(seed: int, work: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def run_arm(arm: str, seed: int, args: argparse.Namespace) -> Row:
     """Train with one seed; measure before and after."""
-    recipe = load(Recipe, "stories", [f"seed={seed}", "run.eval_tasks=0", *overrides])
-    folder = work / f"seed-{seed}"
+    recipe = load(Recipe, "stories", [f"seed={seed}", "run.eval_tasks=0", *args.overrides])
+    folder = args.work / f"{arm}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     wall = train(recipe, folder, quiet=True)["wall_s"]
     judge = load_policy(recipe.model)
     models = {"before": judge, "after": load_policy(replace(recipe.model, path=str(folder / "model")))}
-    told = {when: tell(model, recipe) for when, model in models.items()}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "seed": seed,
-        "wall_s": wall,
-        "envs": {name: compare(told, name, recipe.envs["stories"], judge) for name in told["before"]},
-        **machine(overrides),
-    }
+    told = {when: tell(model, recipe, args.tasks) for when, model in models.items()}
+    envs = {name: compare({w: t[name] for w, t in told.items()}, recipe.envs["stories"], judge) for name in KINDS}
+    return row(arm, seed, wall, envs, args.overrides)
 
 
-def tell(policy: Policy, recipe: Recipe) -> dict[str, dict[str, list[Rollout]]]:
+def tell(policy: Policy, recipe: Recipe, count: int) -> dict[str, Told]:
     """Per kind of task, a sampled and a greedy story for each of the same held-out tasks."""
     spec = recipe.envs["stories"]
-    envs = EnvPool({"sets": spec, "words": replace(spec, args={**spec.args, "unseen": True})}, workers=1)
+    envs = EnvPool({name: replace(spec, args={**spec.args, **args}) for name, args in KINDS.items()}, workers=1)
     try:
         sampler = TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots)
-        tasks = held_out(policy, envs, recipe.seed, TASKS)
+        tasks = held_out(policy, envs, recipe.seed, count)
         driver = RolloutDriver(envs, sampler, policy.chat, seed=recipe.seed, group_size=1, purpose="eval")
-        found: dict[str, dict[str, list[Rollout]]] = {}
+        found: dict[str, Told] = {}
         for name in tasks:
             for way, temperature in (("sampled", 1.0), ("greedy", 0.0)):
                 groups = driver.collect(tasks[name], 0, lambda _, t=temperature: t)  # type: ignore[misc]
@@ -86,36 +78,26 @@ def tell(policy: Policy, recipe: Recipe) -> dict[str, dict[str, list[Rollout]]]:
         envs.close()
 
 
-def compare(
-    told: Mapping[str, Mapping[str, Mapping[str, Sequence[Rollout]]]], name: str, spec: EnvSpec, judge: Policy
-) -> dict[str, Any]:
+def compare(told: Mapping[str, Told], spec: EnvSpec, judge: Policy) -> dict[str, Any]:
     """What is measured of one kind of task: before, after, and the differences on the same tasks."""
-    report: dict[str, Any] = {}
+    report: dict[str, Any] = {"n": len(told["before"]["sampled"])}
     for way in ("sampled", "greedy"):
-        rewards = {when: [reward(r, spec) or 0.0 for r in told[when][name][way]] for when in told}
-        passed = {when: [float(correct(r, spec)) for r in told[when][name][way]] for when in told}
-        report[way] = {
+        values = {
             when: {
-                "reward": mean(rewards[when]),
-                "pass": mean(passed[when]),
-                "pass_ci95": bootstrap(passed[when]),
-                **style(told[when][name][way], judge),
+                "reward": [reward(r, spec) or 0.0 for r in t[way]],
+                "pass": [float(correct(r, spec)) for r in t[way]],
             }
-            for when in told
+            for when, t in told.items()
         }
-        for key, values in (("reward", rewards), ("pass", passed)):
-            gains = [after - before for before, after in zip(values["before"], values["after"], strict=True)]
-            report[way][f"{key}_gain"] = mean(gains)
-            report[way][f"{key}_gain_ci95"] = bootstrap(gains)
+        report[way] = {
+            when: {key: mean(v) for key, v in values[when].items()} | style(told[when][way], judge) for when in told
+        }
+        for key in ("reward", "pass"):
+            gains = [a - b for b, a in zip(values["before"][key], values["after"][key], strict=True)]
+            report[way][f"{key}_gain"], report[way][f"{key}_gain_ci95"] = mean(gains), bootstrap(gains)
+    shown = zip(*(told[when]["sampled"][:SHOWN] for when in ("before", "after")), strict=True)
     report["samples"] = [
-        {
-            "prompt": str(before.task.prompt),
-            "before": sample(before, spec),
-            "after": sample(after, spec),
-        }
-        for before, after in zip(
-            told["before"][name]["sampled"][:SHOWN], told["after"][name]["sampled"][:SHOWN], strict=True
-        )
+        {"prompt": b.task.prompt, "before": sample(b, spec), "after": sample(a, spec)} for b, a in shown
     ]
     return report
 
@@ -170,15 +152,15 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     for column in ("held out", "sampled reward", "sampled pass", "greedy reward", "greedy pass"):
         gains.add_column(column, justify="left" if column == "held out" else "right")
     for name in rows[0]["envs"]:
-        for row in rows:
-            found = row["envs"][name]
+        for one in rows:
+            found = one["envs"][name]
 
             def change(key: str, digits: int, found: Any = found, way: str = "sampled") -> str:
                 return " -> ".join(f"{found[way][when][key]:.{digits}f}" for when in ("before", "after"))
 
             cells = [change("reward", 3), change("pass", 3), change("pass", 3, way="greedy"), change("budget_hit", 2)]
             cells += [change("tokens", 0), change("perplexity", 2), change("distinct", 2)]
-            each.add_row(name, str(row["seed"]), *cells)
+            each.add_row(name, str(one["seed"]), *cells)
         cells = []
         for way in ("sampled", "greedy"):
             for key in ("reward", "pass"):
@@ -189,37 +171,8 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="seeds trained at the same time")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads per seed")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "stories.jsonl")
-    parser.add_argument("--work", type=Path, default=Path("runs/stories"))
-    parser.add_argument("--one", type=int, metavar="SEED", help="run one seed and print its line")
-    parser.add_argument("overrides", nargs="*", help="key=value for the recipe; model.path is needed")
-    args = parser.parse_args()
-    overrides = [*args.overrides, f"run.threads={args.threads}"]
-    if args.one is not None:
-        print(json.dumps(run_seed(args.one, args.work, overrides)))
-        return
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    foreign = [r for r in rows if r["overrides"] != overrides]
-    if foreign:
-        parser.error(f"{args.out} holds results with overrides {foreign[0]['overrides']}: choose another --out")
-
-    def work(seed: int) -> None:
-        flags = ["--work", str(args.work), "--threads", str(args.threads)]
-        command = [sys.executable, __file__, "--one", str(seed), *flags, *args.overrides]
-        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        line = ended.stdout.splitlines()[-1]
-        rows.append(json.loads(line))
-        with args.out.open("a") as file:
-            file.write(line + "\n")
-        print(f"seed {seed}: {rows[-1]['wall_s']:.0f} s", file=sys.stderr, flush=True)
-
-    todo = [seed for seed in range(args.seeds) if seed not in {r["seed"] for r in rows}]
-    with ThreadPoolExecutor(args.jobs) as executor:
-        list(executor.map(work, todo))
+    args = arguments(__doc__, "stories")
+    rows = collect(args, __file__, run_arm, [("rl", seed) for seed in range(args.seeds)])
     rows.sort(key=lambda r: int(r["seed"]))
     console = Console(width=160)
     for grid in tables(rows):

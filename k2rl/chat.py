@@ -72,11 +72,11 @@ class Chat:
             str(t): i for i, t in sorted(tokenizer.added_tokens_decoder.items(), key=lambda x: -len(str(x[1])))
         }
         stops = {i for i in (*extra_stop_ids, tokenizer.eos_token_id) if i is not None}
-        end_of_turn = self._end_of_turn()
-        start = None if self.has_template else tokenizer.bos_token_id
         # What the tokenizer puts before a text (a start token, say), without an end token it may append.
         self._start_ids = tuple(i for i in tokenizer("").input_ids if i not in stops)
-        self.stop_ids = frozenset(stops | end_of_turn | ({start} - {None}))
+        end_of_turn = self._end_of_turn()
+        another_text = set() if self.has_template else {i for i in (tokenizer.bos_token_id,) if i is not None}
+        self.stop_ids = frozenset(stops | end_of_turn | another_text)
         if not self.stop_ids:
             raise UserError("the tokenizer has no end-of-sequence token: set eos_token in its tokenizer_config.json")
         self.end_id = int(min(end_of_turn) if end_of_turn else tokenizer.eos_token_id or min(self.stop_ids))

@@ -87,9 +87,10 @@ def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] =
             # An env's arguments given as a whole replace the old ones: they may belong to another env.
             OmegaConf.update(merged, key, {}, merge=False)
         merged = OmegaConf.merge(merged, layer)
-    if missing := sorted(OmegaConf.missing_keys(merged)):  # Else the schema's default would take the place of a ???.
-        raise UserError(f"{source}: {missing[0]} is missing: it has no default here, give {missing[0]}=…")
     try:
+        # The schema's default would take the place of a ???.
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise UserError(f"{source}: {missing[0]} is missing: it has no default here, give {missing[0]}=…")
         recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), merged))
     except MissingMandatoryValue as error:
         raise UserError(f"{source}: {error.full_key} is missing: it has no default") from None

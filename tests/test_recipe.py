@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from k2rl import assets, recipe_files
 from k2rl.errors import UserError
@@ -242,9 +244,12 @@ def test_a_folder_does_not_hide_a_shipped_recipe(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("name", sorted(assets.recipes()))
 def test_every_shipped_recipe_loads_and_says_what_it_is(name: str) -> None:
-    # What a recipe leaves to its user has the value ???, and the comment on top names it.
-    blanks = [f"envs.{name}.args.data=some.jsonl", "model.path=some/model"] if name in ("gsm8k", "mbpp") else []
+    text = assets.recipe(name).read_text(encoding="utf-8")
+    left = sorted(OmegaConf.missing_keys(OmegaConf.create(text)))
+    blanks = [f"{key}=some/path" for key in left]
     sft = name.endswith("_sft")
     loaded = recipe_files.load(SftRecipe, name, blanks) if sft else recipe_files.load(Recipe, name, blanks)
     assert loaded.envs
-    assert assets.recipe(name).read_text(encoding="utf-8").startswith("# ")
+    comment = "".join(itertools.takewhile(lambda line: line.startswith("# "), text.splitlines(keepends=True)))
+    assert comment
+    assert [key for key in left if key not in comment] == [], "the comment on top names what is left to the user"

@@ -45,8 +45,9 @@ def test_test_tasks_have_sets_of_words_that_no_training_task_has() -> None:
 
 
 def test_unseen_words_are_in_no_other_task() -> None:
-    for split in ("train", "test"):
-        found = {w for t in take(StoriesEnv(unseen=True), split) for w in t.reference["words"]}  # type: ignore[arg-type]
+    splits: tuple[Split, ...] = ("train", "test")
+    for split in splits:
+        found = {w for t in take(StoriesEnv(unseen=True), split) for w in t.reference["words"]}
         assert found <= set(UNSEEN)
 
 

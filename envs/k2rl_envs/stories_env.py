@@ -21,23 +21,39 @@ from k2rl import rng
 from k2rl.env import SingleTurnEnv
 from k2rl.errors import UserError
 from k2rl.types import Split, Task, Verdict
+from k2rl_envs.generated import words as spelled
 
-NOUNS = tuple(
+NOUNS = spelled(
     "apple bag ball basket bear bird blanket boat book box bunny bus cake candy car cat chair cookie dog doll dragon "
     "dress drum duck fish flower frog hat horse jar key kite leaf lion monkey moon mouse owl pillow plane puppy rabbit "
-    "rock rope shirt shoe spoon stick swing table toy train tree truck turtle".split()
+    "rock rope shirt shoe spoon stick swing table toy train tree truck turtle"
 )
 UNSEEN = NOUNS[2::5]
 """Nouns of no training task, unless `unseen` asks for them."""
-CHILDREN = {"Lily": "she", "Mia": "she", "Sue": "she", "Anna": "she", "Tim": "he", "Tom": "he", "Ben": "he", "Max": "he"}
+CHILDREN = {
+    "Lily": "she",
+    "Mia": "she",
+    "Sue": "she",
+    "Anna": "she",
+    "Tim": "he",
+    "Tom": "he",
+    "Ben": "he",
+    "Max": "he",
+}
 BEGINNINGS = ("One day, {name} found {noun}.", "Then {pronoun} saw {noun}.", "Now {pronoun} had {noun} too.")
 """The sentence of the prompt that names the first, second and third word."""
 GOLD = (
     ("{name} liked the {0} very much.", "{name} was very happy with the {0}.", "The {0} made {name} laugh out loud."),
     ("{pronoun} wanted to play with the {1} in the garden.", "{pronoun} ran home and showed the {1} to mom."),
     ("It was fun to have the {2} there as well.", "They all thought that the {2} was so pretty!"),
-    ("Soon a friend came by and they played a game together.", "A little friend came along and asked if they could share."),
-    ("They ran up the hill and looked at the clouds in the sky.", "They sat under a big tree and told each other stories."),
+    (
+        "Soon a friend came by and they played a game together.",
+        "A little friend came along and asked if they could share.",
+    ),
+    (
+        "They ran up the hill and looked at the clouds in the sky.",
+        "They sat under a big tree and told each other stories.",
+    ),
     ("When it was dark, they said goodbye.", "They laughed until the sun went down."),
     ("From then on, they were the best of friends.", "At night, {name} went to bed with a big smile."),
 )
