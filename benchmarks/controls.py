@@ -53,6 +53,10 @@ class Shuffled(Objective):
     inner: Objective
     draw: np.random.Generator
 
+    @property
+    def drops_even(self) -> bool:
+        return self.inner.drops_even
+
     def advantages(self, rewards: Sequence[float]) -> list[float]:
         return self.inner.advantages([float(r) for r in self.draw.permutation(np.asarray(rewards))])
 

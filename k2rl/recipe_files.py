@@ -142,7 +142,7 @@ def _check_keys(schema: Any, data: Any, prefix: str, source: str) -> None:
     named = get_origin(schema) is dict
     schema = next((a for a in args if dataclasses.is_dataclass(a)), schema)
     if named and not dataclasses.is_dataclass(schema) and not isinstance(data, Mapping):
-        raise UserError(f"{source}: {prefix[:-1]} is {data!r}: it is a mapping of names to values")
+        raise UserError(f"{source}: {prefix[:-1]} is {data!r}: it is a mapping, write {prefix}KEY=VALUE")
     if not dataclasses.is_dataclass(schema) or data is None:
         return
     hints = get_type_hints(schema)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import random
 import re
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 from k2rl.curriculum import pool
 from k2rl.errors import RunError, UnavailableError, UserError
 from k2rl.loop import train
+from k2rl.losses import OBJECTIVES
 from k2rl.plugins import make_env
 from k2rl.recipe import Recipe
 from k2rl.recipe_files import resolve, save
@@ -162,6 +164,34 @@ def test_a_resumed_run_continues_identically(recipe: Callable[..., Recipe], tmp_
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "000004")
     train(chosen, tmp_path / "cut", resume=True, quiet=True)
     assert_identical(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("k2", "grpo")])
+def test_every_objective_trains(recipe: Callable[..., Recipe], tmp_path: Path, name: str) -> None:
+    luck = ["envs.luck.id=two_turn_env:Luck", "envs.luck.weight=9"]
+    short = [*luck, "run.iterations=1", "run.eval_tasks=0", "ptx.weight.start=0"]
+    before = {n: t.clone() for n, t in load_file(Path(recipe().model.path) / "model.safetensors").items()}
+    train(recipe(f"objective.name={name}", *short), tmp_path / "run", quiet=True)
+    (row,) = metrics(tmp_path / "run")
+    assert math.isfinite(row["loss/policy"])
+    assert row["train/grad_norm"] > 0
+    assert any(not torch.equal(t, before[n]) for n, t in weights(tmp_path / "run").items())
+
+
+def test_an_iteration_whose_groups_are_all_even_trains_nothing_under_dapo(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """A random model answers no question of math, and each answer costs the same."""
+    alone = ["envs.gym.optional=true", "envs.gym.id=two_turn_env:Nowhere", "envs.gym.reward_range=null"]
+    only = [*alone, "envs.two.optional=true", "envs.two.id=two_turn_env:Nowhere", "envs.math.budget.penalty=0"]
+    chosen = recipe(*only, "objective.name=dapo", "run.iterations=2", "run.eval_tasks=0")
+    train(chosen, tmp_path / "run", quiet=True)
+    before = load_file(Path(chosen.model.path) / "model.safetensors")
+    for row in metrics(tmp_path / "run"):
+        assert row["train/groups"] == 0
+        assert row["even_groups/math"] == 1
+        assert "loss/policy" not in row
+    assert all(torch.equal(t, before[n]) for n, t in weights(tmp_path / "run").items())
 
 
 def measured_file(path: Path, lengths: list[int]) -> None:

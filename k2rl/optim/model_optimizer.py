@@ -62,7 +62,8 @@ class ModelOptimizer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip if clip > 0 else float("inf"))
         if not torch.isfinite(norm):
             raise RunError(
-                f"the gradient is not finite ({float(norm)}): training diverged; lower optim.lr, or raise objective.tau"
+                f"the gradient is not finite ({float(norm)}): training diverged; lower optim.lr, or take an "
+                "objective or options that hold the policy closer (docs/objectives.md)"
             )
         self.step(lr)
         return float(norm)
