@@ -208,8 +208,12 @@ def measure(
     if out is None:
         print(f"wrote {where}, which the recipe names")
         return
+    mixed = [name for name, r in report["envs"].items() if r["n"] and r["never"] + r["always"] < 1]
+    if not mixed:
+        print(f"wrote {where}; no task is sometimes right: try more --samples, larger budgets or other tasks")
+        return
     print(f"wrote {where}; train on what is neither always right nor always wrong with")
-    keys = [f"envs.{name}.measured={where} envs.{name}.pass_rate=[0.1,0.9]" for name in report["envs"]]
+    keys = [f"envs.{name}.measured={where} envs.{name}.pass_rate=[0.1,0.9]" for name in mixed]
     print(f"  k2rl train {recipe} {' '.join([*(overrides or []), *keys])}")
 
 

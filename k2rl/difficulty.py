@@ -142,9 +142,11 @@ def within(tasks: Sequence[Task], measured: Mapping[str, Measured], band: Sequen
     harder = sum(rate is not None and rate < low for rate in rates)
     found = Band(kept, easier, harder, rates.count(None))
     if not kept:
+        foreign = found.unmeasured > len(tasks) / 2
+        fix = "measure with the same seed, args and pool" if foreign else "widen the band"
         raise UserError(
             f"envs.{tasks[0].env}.pass_rate=[{low:g}, {high:g}] leaves none of {len(tasks)} tasks: {easier} are "
-            f"easier, {harder} harder, {found.unmeasured} not measured; widen the band"
+            f"easier, {harder} harder, {found.unmeasured} not measured; {fix}"
         )
     return found
 

@@ -91,6 +91,7 @@ def _measure(
         "samples": samples,
         "temperature": heat,
         "budgets": {name: recipe.envs[name].budget.tokens for name in envs.templates},
+        "max_repeats": {name: recipe.envs[name].budget.max_repeats for name in envs.templates},
         "seed": recipe.seed,
     }
     partial = out.with_name(out.name + ".partial")

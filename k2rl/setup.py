@@ -189,6 +189,7 @@ def _in_band(spec: EnvSpec, tasks: list[Task], measured: Mapping[str, Mapping[st
             f"env {name}: {band.left_out} of {len(tasks)} training tasks left out by pass_rate=[{low:g}, {high:g}]: "
             f"{band.easier} easier, {band.harder} harder, {band.unmeasured} not measured",
             markup=False,
+            soft_wrap=True,
         )
     return band.tasks
 
