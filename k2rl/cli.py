@@ -208,7 +208,7 @@ def measure(
     if out is None:
         print(f"wrote {where}, which the recipe names")
         return
-    mixed = [name for name, r in report["envs"].items() if r["n"] and r["never"] + r["always"] < 1]
+    mixed = [name for name, r in report["envs"].items() if r["between"]]
     if not mixed:
         print(f"wrote {where}; no task is sometimes right: try more --samples, larger budgets or other tasks")
         return

@@ -99,8 +99,8 @@ def dedup(
     report = found.report
     same = report["duplicates"]
     print(
-        f"{file}: {report['rows']} rows; {same['exact']} exact, {same['normalised']} normalised and {same['near']} "
-        f"near duplicates, {report['answer_differs']} of them with something else as their answer"
+        f"{file}: {report['rows']} rows by {report['prompt']}; {same['exact']} exact, {same['normalised']} normalised "
+        f"and {same['near']} near duplicates, {report['answer_differs']} of them with something else as their answer"
     )
     pairs = list(report["pairs"])
     if against is not None:

@@ -80,7 +80,8 @@ def fitting(tasks: Sequence[Task], tokens: Callable[[Task], int], context: int) 
 class Curriculum:
     """Hands out training tasks, the environments interleaved by weight.
 
-    `measured` has, per environment, what is known of its tasks before the run.
+    `measured` has, per environment, what is known of its tasks before the run; `left_out`, how many a band of pass
+    rates kept from the pool, for the metrics.
     """
 
     def __init__(
@@ -89,8 +90,9 @@ class Curriculum:
         specs: Mapping[str, EnvSpec],
         seed: int,
         measured: Mapping[str, Mapping[str, Measured]] | None = None,
+        left_out: Mapping[str, int] | None = None,
     ) -> None:
-        self.pools, self.specs = pools, specs
+        self.pools, self.specs, self.left_out = pools, specs, left_out or {}
         known = measured or {}
         self.queues = {
             name: Queue(name, tasks, specs[name].order, seed, known.get(name, {})) for name, tasks in pools.items()
@@ -112,9 +114,11 @@ class Curriculum:
 
     def metrics(self) -> dict[str, float]:
         """Per env: `expected`, the mean success rate of the tasks handed out last, as known when they were; `success`,
-        that of all tasks tried or measured; `seen`, how many were handed out so far, of `pool`; `reach` (easy_to_hard),
-        the share of the pool within reach."""
+        that of all tasks tried or measured; `seen`, how many were handed out so far, of `pool`; `left_out` by a band of
+        pass rates; `reach` (easy_to_hard), the share of the pool within reach."""
         found = {name: queue.metrics() for name, queue in self.queues.items()}
+        for name, count in self.left_out.items():
+            found[name]["left_out"] = float(count)
         return {f"curriculum/{name}/{key}": value for name, own in found.items() for key, value in own.items()}
 
     def state(self) -> dict[str, Any]:

@@ -137,6 +137,7 @@ def dedup(table: Table, against: Table | None, near: float | None) -> Deduplicat
     differs = sum(rows[t.at].values.get("answer") != rows[t.of].values.get("answer") for t in own)
     report: dict[str, Any] = {
         "file": table.source,
+        "prompt": table.schema.fields["prompt"] if table.schema else None,
         "rows": len(rows),
         "kept": len(rows) - len(gone),
         "duplicates": {how: sum(t.how == how for t in own) for how in ("exact", "normalised", "near")},

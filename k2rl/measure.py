@@ -136,13 +136,15 @@ def _measure(
 
 
 def _report(tasks: Mapping[str, Measured]) -> dict[str, Any]:
-    """`never`, `always`: the shares of tasks that no sample, every sample passed; both teach a group nothing."""
+    """`never`, `always`: the shares of tasks that no sample, every sample passed, which teach a group nothing;
+    `between`: the number of the others."""
     rates = [m.rate for m in tasks.values()]
     return {
         "n": len(tasks),
         "pass@1": mean(rates) if rates else None,
         "never": mean([float(rate == 0) for rate in rates]) if rates else None,
         "always": mean([float(rate == 1) for rate in rates]) if rates else None,
+        "between": sum(0 < rate < 1 for rate in rates),
         "tasks": _json(tasks),
     }
 
@@ -198,7 +200,6 @@ def table(report: Mapping[str, Any]) -> Table:
         if not r["n"]:
             grid.add_row(name, "0", *["-"] * 4)
             continue
-        between = r["n"] - round((r["never"] + r["always"]) * r["n"])
         shares = [f"{100 * r[key]:.1f} %" for key in ("pass@1", "never", "always")]
-        grid.add_row(name, str(r["n"]), *shares, str(between))
+        grid.add_row(name, str(r["n"]), *shares, str(r["between"]))
     return grid

@@ -65,7 +65,7 @@ class ReadsRows(Protocol):
 
 
 def kinds() -> list[str]:
-    """The kinds of tasks that schemas are known of."""
+    """The kinds of tasks that schemas are known of, the most particular first."""
     return list(yaml.safe_load(assets.SCHEMAS.read_text("utf-8")))
 
 

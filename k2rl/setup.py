@@ -83,7 +83,9 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
         policy.chat.check_turns()
     train_tasks, test_tasks = _tasks(recipe, envs, policy)
     measured = _measured(recipe, train_tasks)
-    train_tasks = {name: _in_band(recipe.envs[name], tasks, measured) for name, tasks in train_tasks.items()}
+    in_band = {name: _in_band(recipe.envs[name], tasks, measured) for name, tasks in train_tasks.items()}
+    left_out = {n: len(train_tasks[n]) - len(own) for n, own in in_band.items() if recipe.envs[n].pass_rate is not None}
+    train_tasks = in_band
     sampler = TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots, shared=True)
     return Parts(
         recipe,
@@ -108,7 +110,7 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
             pause_share=recipe.rollout.pause_share,
             estimates=_estimates(recipe, train_tasks, measured),
         ),
-        Curriculum(train_tasks, recipe.envs, recipe.seed, measured),
+        Curriculum(train_tasks, recipe.envs, recipe.seed, measured, left_out),
         _ptx(recipe, envs, policy, train_tasks),
         test_tasks,
     )

@@ -32,7 +32,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
             done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
             assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
             said += done.stdout
-    assert "12 rows; 0 exact, 1 normalised and 0 near duplicates" in said
+    assert "12 rows by question; 0 exact, 1 normalised and 0 near duplicates" in said
     assert "11 of 11 gold answers are accepted" in said
     assert (tmp_path / "easy.jsonl").is_file()
 

@@ -49,6 +49,7 @@ def test_a_measured_file_filters_and_orders_a_run(
     luck = report["envs"]["luck"]
     assert luck["n"] == len(luck["tasks"]) == 30
     rates = [t["correct"] / t["n"] for t in luck["tasks"].values()]
+    assert luck["between"] == 30 * (1 - luck["never"] - luck["always"]) == sum(0 < r < 1 for r in rates)
     assert luck["pass@1"] == pytest.approx(sum(rates) / 30)
     assert all(len(t["correct_tokens"]) == t["correct"] for t in luck["tasks"].values())
     inside = sum(0.2 <= r <= 0.8 for r in rates)
@@ -60,7 +61,7 @@ def test_a_measured_file_filters_and_orders_a_run(
     said = " ".join(capsys.readouterr().err.split())
     assert f"env luck: {30 - inside} of 30 training tasks left out by pass_rate=[0.2, 0.8]: " in said
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert {r["curriculum/luck/pool"] for r in rows} == {inside}
+    assert {(r["curriculum/luck/pool"], r["curriculum/luck/left_out"]) for r in rows} == {(inside, 30 - inside)}
     assert all(0.2 <= r["curriculum/luck/expected"] <= 0.8 for r in rows[:1])
     assert [r["curriculum/luck/seen"] for r in rows] == sorted(r["curriculum/luck/seen"] for r in rows)
 
