@@ -34,9 +34,9 @@ def inspect(
     as_json: JsonFlag = False,
 ) -> None:
     """Columns, types, lengths, duplicates, and the field map that fits."""
-    from k2rl import datatools
+    from k2rl import datatools, tables
 
-    report = datatools.inspect(datatools.read(file, prompt), examples, _tokens(model))
+    report = datatools.inspect(tables.read(file, prompt), examples, _tokens(model))
     if as_json:
         print_json(report)
         return
@@ -80,19 +80,19 @@ def dedup(
     as_json: JsonFlag = False,
 ) -> None:
     """Keep the first of rows that are the same; with --against, find training rows that are in a test file."""
-    from k2rl import datatools
+    from k2rl import datatools, tables
     from k2rl.duplicates import LEAST_NEAR
 
     if near is not None and not LEAST_NEAR <= near <= 1:
         raise UserError(f"--near is {near:g}: it lies in [{LEAST_NEAR:g}, 1]")
     if out is not None:
-        datatools.check_output(out, file, *([against] if against else []), force=force)
-    held = datatools.read(against, prompt) if against is not None else None
-    found = datatools.dedup(datatools.read(file, prompt), held, near)
+        tables.check_output(out, file, *([against] if against else []), force=force)
+    held = tables.read(against, prompt) if against is not None else None
+    found = datatools.dedup(tables.read(file, prompt), held, near)
     if out is not None and not found.kept:
         raise UserError(f"every row of {file} is in {against}: no row is left to write")
     if out is not None:
-        datatools.write(found.kept, out)
+        tables.write(found.kept, out)
     if as_json:
         print_json(found.report)
         return
@@ -153,11 +153,11 @@ def tag(
     as_json: JsonFlag = False,
 ) -> None:
     """Write each row's measured pass rate into a column pass_rate."""
-    from k2rl import datatools
+    from k2rl import datatools, tables
 
-    datatools.check_output(out, file, measured, force=force)
-    rows, report = datatools.tag(datatools.read(file), measured, env)
-    datatools.write(rows, out)
+    tables.check_output(out, file, measured, force=force)
+    rows, report = datatools.tag(tables.read(file), measured, env)
+    tables.write(rows, out)
     if as_json:
         print_json(report)
     else:
@@ -183,7 +183,7 @@ def filter_rows(
     as_json: JsonFlag = False,
 ) -> None:
     """Keep the rows that pass every given test."""
-    from k2rl import datatools
+    from k2rl import datatools, tables
 
     if (max_tokens is None) != (model is None):
         raise UserError("--max-tokens and --model belong together")
@@ -194,8 +194,8 @@ def filter_rows(
     wrong = next((item for item in where or [] if "=" not in item), None)
     if wrong is not None:
         raise UserError(f"--where {wrong!r}: write COLUMN=VALUE, such as --where 'level=Level 5'")
-    datatools.check_output(out, file, force=force)
-    table = datatools.read(file, prompt)
+    tables.check_output(out, file, force=force)
+    table = tables.read(file, prompt)
     kept, left = datatools.keep(
         table,
         pass_rate=pass_rate,
@@ -204,7 +204,7 @@ def filter_rows(
         most_tokens=max_tokens,
         tokens=_tokens(model),
     )
-    datatools.write(kept, out)
+    tables.write(kept, out)
     if as_json:
         print_json({"file": file, "rows": len(table.records), "kept": len(kept), "left_out": left})
         return

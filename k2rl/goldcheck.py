@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from k2rl import plugins, schemas
-from k2rl.datatools import row_reader, short
+from k2rl.datatools import row_reader
 from k2rl.env import SingleTurnEnv
 from k2rl.errors import UserError
 from k2rl.progress import bar
 from k2rl.records import records
 from k2rl.rows import row_of
+from k2rl.tables import short
 from k2rl.types import Status
 
 
