@@ -88,12 +88,14 @@ def recipe(name: str, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     settings = [
-        *("objective.name=grpo", "objective.tau=null", "optim.lr={start: 1.0e-6}", "run.eval_tasks=0"),
+        *("optim.lr={start: 1.0e-6}", "run.eval_tasks=0"),
         *("trainer.updates_per_iteration=1", "trainer.micro_batch_workers=2"),
         *overrides,
     ]
     if name == "quickstart":
-        return load(Recipe, "quickstart", settings)
+        quickstart = load(Recipe, "quickstart", settings)
+        quickstart.objective = {"name": "grpo"}
+        return quickstart
     tasks, budget = (8, 512) if name == "longtail" else (16, 64)
     made = folder / name
     if not made.exists():
@@ -102,6 +104,7 @@ def recipe(name: str, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
         "model": {"path": str(made)},
         "envs": {"words": {"id": "workloads:Words", "pool": 500, "budget": {"tokens": budget}}},
         "rollout": {"tasks": tasks, "group_size": 16},
+        "objective": {"name": "grpo"},
         "trainer": {"micro_batch_tokens": 2048},
     }
     return resolve(Recipe, data, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import torch
 from k2rl import rng
 from k2rl.errors import UserError
 from k2rl.protocols import Completion, Request, Sampler
-from k2rl.samplers.torch_sampler import TorchSampler, draw
+from k2rl.samplers import decoder
+from k2rl.samplers.drawing import draw
+from k2rl.samplers.prefill import prefill
+from k2rl.samplers.torch_sampler import TorchSampler
 
 STOP = frozenset({1})
 
@@ -54,11 +58,11 @@ def full_logprobs(model: Any, request: Request, ids: tuple[int, ...]) -> torch.T
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 1.7])
-@pytest.mark.parametrize("slots", [1, 5, 64])
-def test_logprobs_equal_a_full_forward_pass(tiny_model: Any, temperature: float, slots: int) -> None:
+@pytest.mark.parametrize(("slots", "workers"), [(1, 1), (5, 1), (64, 1), (12, 3)])
+def test_logprobs_equal_a_full_forward_pass(tiny_model: Any, temperature: float, slots: int, workers: int) -> None:
     """Ragged prompts; few slots mean that rows are refilled again and again."""
     wanted = requests(6, 3, temperature)
-    for (name, _), c in run(TorchSampler(tiny_model, 0, slots), wanted).items():
+    for (name, _), c in run(TorchSampler(tiny_model, 0, slots, workers=workers), wanted).items():
         request = next(r for r in wanted if r.id == name)
         torch.testing.assert_close(
             torch.tensor(c.logprobs), full_logprobs(tiny_model, request, c.ids), atol=1e-4, rtol=0
@@ -69,7 +73,30 @@ def test_a_sample_depends_on_its_key_alone(tiny_model: Any) -> None:
     wanted = requests(6, 3)
     together = run(TorchSampler(tiny_model, 0, 64), wanted)
     narrow = run(TorchSampler(tiny_model, 0, 4), list(reversed(wanted)))
+    shared_out = run(TorchSampler(tiny_model, 0, 64, workers=2), wanted)
     assert {k: c.ids for k, c in together.items()} == {k: c.ids for k, c in narrow.items()}
+    assert {k: c.ids for k, c in together.items()} == {k: c.ids for k, c in shared_out.items()}
+
+
+def test_the_last_rows_of_several_decoders_go_on_in_one(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long samples among short ones, so that rows of unlike length meet; with nothing lost or changed."""
+    wanted = [
+        replace(r, max_new_tokens=4 + 40 * (i % 3 == 0), stop_ids=frozenset()) for i, r in enumerate(requests(12, 4))
+    ]
+    adopted = []
+    adopt = decoder.Decoder.adopt
+
+    def counting(self: decoder.Decoder, other: decoder.Decoder) -> None:
+        adopted.append((self.rows, other.rows))
+        adopt(self, other)
+
+    monkeypatch.setattr(decoder.Decoder, "adopt", counting)
+    found = run(TorchSampler(tiny_model, 0, 40, workers=2), wanted)
+    assert adopted
+    for (name, _), c in found.items():
+        request = next(r for r in wanted if r.id == name)
+        expected = full_logprobs(tiny_model, request, c.ids)
+        torch.testing.assert_close(torch.tensor(c.logprobs), expected, atol=1e-4, rtol=0)
 
 
 def test_stop_ids_and_budgets_end_samples(tiny_model: Any) -> None:
@@ -92,17 +119,15 @@ def test_greedy_takes_the_most_likely_token(tiny_model: Any) -> None:
 
 
 def test_a_group_is_prefilled_once(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = TorchSampler(tiny_model, 0, 4)
     prompts: list[tuple[int, ...]] = []
-    original = sampler._prefill
 
-    def counting(wanted: Any, keep: bool) -> Any:
+    def counting(model: Any, wanted: Any, pad_id: int) -> Any:
         prompts.extend(tuple(p) for p in wanted)
-        return original(wanted, keep)
+        return prefill(model, wanted, pad_id)
 
-    monkeypatch.setattr(sampler, "_prefill", counting)
+    monkeypatch.setattr(decoder, "prefill", counting)
     wanted = requests(3, 10)
-    run(sampler, wanted)
+    run(TorchSampler(tiny_model, 0, 4), wanted)
     assert sorted(prompts) == sorted(r.prompt_ids for r in wanted)
 
 
@@ -174,17 +199,32 @@ def test_publish_copies_checks_and_stamps(tiny_model: Any) -> None:
 def test_draw_follows_the_distribution() -> None:
     logits = torch.tensor([[0.0, 1.0, -1.0, 2.0]]).expand(20_000, 4)
     uniforms = rng.uniforms(np.arange(20_000, dtype=np.uint64), np.zeros(20_000, dtype=np.uint64))
-    tokens, logprobs = draw(logits, [0.8] * 20_000, uniforms)
+    tokens, logprobs = draw(logits, np.full(20_000, 0.8, np.float32), uniforms)
     expected = (logits[0] / 0.8).softmax(-1)
     shares = np.bincount(tokens, minlength=4) / 20_000
     np.testing.assert_allclose(shares, expected.numpy(), atol=0.015)
     np.testing.assert_allclose(np.exp(logprobs[:100]), expected[tokens[:100]].numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("vocabulary", [3, 128, 1000])
+def test_draw_inverts_the_cumulative_distribution(vocabulary: int) -> None:
+    """Also across the blocks in which it is searched."""
+    logits = torch.randn(500, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
+    uniforms = rng.uniforms(np.arange(500, dtype=np.uint64), np.ones(500, dtype=np.uint64))
+    tokens, logprobs = draw(logits, np.full(500, 1.3, np.float32), uniforms)
+    table = (logits.double() / 1.3).softmax(-1)
+    above = torch.from_numpy(tokens)[:, None]
+    reached = table.cumsum(-1).gather(-1, above)[:, 0].numpy()
+    mass = table.gather(-1, above)[:, 0].numpy()
+    assert (reached - mass - 1e-6 <= uniforms).all()
+    assert (uniforms <= reached + 1e-6).all()
+    np.testing.assert_allclose(logprobs, np.log(mass), atol=1e-5)
+
+
 def test_draw_never_picks_an_impossible_token() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf], [0.0, -torch.inf, -torch.inf]])
-    tokens, _ = draw(logits, [1.0, 1.0], np.array([1 - 2**-53, 1 - 2**-53]))
-    assert tokens == [1, 0]
+    tokens, _ = draw(logits, np.ones(2, np.float32), np.array([1 - 2**-53, 1 - 2**-53]))
+    assert tokens.tolist() == [1, 0]
 
 
 def test_models_with_other_attention_are_refused(tiny_model: Any) -> None:

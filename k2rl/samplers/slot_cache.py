@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
@@ -30,9 +32,10 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows, low, now = len(key_states), self.cache.low, self.cache.now
-        self.keys[:rows, :, now] = key_states[:, :, 0]
-        self.values[:rows, :, now] = value_states[:, :, 0]
-        return self.keys[:rows, :, low : now + 1], self.values[:rows, :, low : now + 1]
+        keys, values = self.keys[:rows, :, low : now + 1], self.values[:rows, :, low : now + 1]
+        keys[:, :, -1:] = key_states
+        values[:, :, -1:] = value_states
+        return keys, values
 
     def get_seq_length(self) -> int:
         return self.cache.now - self.cache.low
@@ -51,18 +54,38 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.slots, self.columns, self.now, self.low = slots, columns, 0, 0
         super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
 
-    def move(self, source: int, target: int) -> None:
-        for layer in self.layers:
-            layer.keys[target] = layer.keys[source]
-            layer.values[target] = layer.values[source]
+    def tensors(self) -> list[torch.Tensor]:
+        return [t for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values)]
+
+    def move(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
+        """Copy rows onto others."""
+        if not len(sources):
+            return
+        for tensor in self.tensors():
+            used = tensor[:, :, self.low : self.now]
+            used[torch.from_numpy(targets)] = used[torch.from_numpy(sources)]
 
     def shift(self, rows: int, by: int) -> None:
         """Move the used columns by `by` (negative: left)."""
         low, now = self.low, self.now
-        for layer in self.layers:
-            for tensor in (layer.keys, layer.values):
-                tensor[:rows, :, low + by : now + by] = tensor[:rows, :, low:now].clone()
+        for tensor in self.tensors():
+            tensor[:rows, :, low + by : now + by] = tensor[:rows, :, low:now].clone()
         self.low, self.now = low + by, now + by
+
+    def adopt(self, other: SlotCache, first: int, rows: int) -> None:
+        """Copy the first `rows` rows of another cache behind this one's, from `first` on."""
+        width = other.now - other.low
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine[first : first + rows, :, self.now - width : self.now] = theirs[:rows, :, other.low : other.now]
+        self.low = min(self.low, self.now - width)
+
+    def open(self, rows: int, before: int) -> None:
+        """Make sure that `before` columns lie left of `now`; `rows` are in use."""
+        if not rows:
+            self.now, self.low = before, 0
+        self.reserve(max(before, self.now) + 1)
+        if self.now < before:
+            self.shift(rows, before - self.now)
 
     def reserve(self, columns: int) -> None:
         if columns <= self.columns:
