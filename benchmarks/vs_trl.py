@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="try TRL's settings instead of comparing")
     parser.add_argument("--json", type=Path)
     parser.add_argument(
-        "overrides", nargs="*", help="recipe keys for both sides, such as trainer.micro_batch_workers=1"
+        "overrides", nargs="*", help="recipe keys for both sides, such as trainer.micro_batch_tokens=2048"
     )
     args = parser.parse_args()
     about = facts(["torch", "transformers", "trl", "accelerate"])

@@ -89,7 +89,7 @@ def recipe(name: str, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
     logging.disable_progress_bar()
     settings = [
         *("optim.lr={start: 1.0e-6}", "run.eval_tasks=0"),
-        *("trainer.updates_per_iteration=1", "trainer.micro_batch_workers=2"),
+        "trainer.updates_per_iteration=1",
         *overrides,
     ]
     if name == "quickstart":

@@ -21,6 +21,10 @@ from k2rl.errors import UserError
 from k2rl.recipe import ModelConfig
 
 
+_SMALL = 30_000_000
+"""Parameters of a small model, in the sense of `one_thread_workers`."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """A model with its tokenizer and chat; `context` is the most tokens it takes."""
@@ -156,3 +160,10 @@ def refuse_partial_attention(config: Any) -> None:
             f"the torch sampler takes models with full attention in every layer; {config.model_type} has "
             f"{', '.join(kinds)}"
         )
+
+
+def one_thread_workers(model: Any) -> int:
+    """On how many threads a model is best used at once, one thread each: a CPU's all for a small one, whose operations
+    are too short to be split over threads; else 1."""
+    small = sum(p.numel() for p in model.parameters()) <= _SMALL
+    return min(torch.get_num_threads(), 4) if small and model.device.type == "cpu" else 1

@@ -115,14 +115,14 @@ class OptimConfig:
 @dataclass
 class TrainerConfig:
     """`updates_per_iteration` mini-batches of whole groups with pi_old fixed; `micro_batch_workers` threads share
-    their micro-batches on a CPU (small models gain, large ones are better off with 1); `micro_batch_tokens` bounds the
-    padded tokens of one forward and backward pass. `gradient_checkpointing` keeps of each layer only its input for the
+    their micro-batches on a CPU (null: all threads for a small model, 1 for a large one); `micro_batch_tokens` bounds
+    the tokens of one forward and backward pass. `gradient_checkpointing` keeps of each layer only its input for the
     backward pass: far less memory, a third more time."""
 
     backend: str = "torch"
     updates_per_iteration: int = 2
     micro_batch_tokens: int = 8192
-    micro_batch_workers: int = 1
+    micro_batch_workers: int | None = None
     gradient_checkpointing: bool = False
 
 
@@ -213,7 +213,7 @@ class SftConfig:
 
     batch_tokens: int = 2048
     micro_batch_tokens: int = 1024
-    micro_batch_workers: int = 1
+    micro_batch_workers: int | None = None
     warmup_steps: int = 100
     held_out: int = 300
     eval_seconds: float = 30.0

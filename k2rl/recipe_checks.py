@@ -160,7 +160,10 @@ def _train_problems(recipe: Recipe) -> list[str]:
             "rollout.workers": (rollout.workers, 1),
             "trainer.updates_per_iteration": (trainer.updates_per_iteration, 1),
             "trainer.micro_batch_tokens": (trainer.micro_batch_tokens, 1),
-            "trainer.micro_batch_workers": (trainer.micro_batch_workers, 1),
+            "trainer.micro_batch_workers": (
+                1 if trainer.micro_batch_workers is None else trainer.micro_batch_workers,
+                1,
+            ),
             "ptx.tokens": (recipe.ptx.tokens, 1),
             "ptx.weight.start": (recipe.ptx.weight.start, 0),
         }
@@ -222,7 +225,7 @@ def _sft_problems(recipe: SftRecipe) -> list[str]:
             "model.scratch.hidden_size": (scratch.hidden_size, 1),
             "sft.batch_tokens": (sft.batch_tokens, 1),
             "sft.micro_batch_tokens": (sft.micro_batch_tokens, 1),
-            "sft.micro_batch_workers": (sft.micro_batch_workers, 1),
+            "sft.micro_batch_workers": (1 if sft.micro_batch_workers is None else sft.micro_batch_workers, 1),
             "sft.held_out": (sft.held_out, 1),
             "sft.eval_seconds": (sft.eval_seconds, 0.1),
             "sft.ema": (sft.ema, 1),

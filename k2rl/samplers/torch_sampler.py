@@ -15,13 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from k2rl.models import refuse_partial_attention
+from k2rl.models import one_thread_workers, refuse_partial_attention
 from k2rl.protocols import Completion, Request
 from k2rl.samplers.decoder import Decoder, empty
 from k2rl.samplers.prefill import prefill
 
-_SMALL = 30_000_000
-"""Parameters up to which a CPU is better used by one decoder per thread than by threads within operations."""
 _FEW = 16
 """Rows that are no longer worth several decoders: what a step costs whatever its rows would be paid by each."""
 
@@ -47,7 +45,7 @@ class TorchSampler:
         refuse_partial_attention(model.config.get_text_config())
         self.model = model
         self.pad_id, self.slots, self.shared = pad_id, slots, shared
-        workers = min(workers or _workers(model), slots)
+        workers = min(workers or one_thread_workers(model), slots)
         self._waiting: deque[Request] = deque()
         self._decoders = [Decoder(model, pad_id, slots // workers + (n < slots % workers)) for n in range(workers)]
         self._threads = ThreadPoolExecutor(workers, "k2rl-decode", _one_thread) if workers > 1 else None
@@ -153,11 +151,6 @@ class TorchSampler:
             if name not in own or own[name].shape != tensor.shape:
                 raise ValueError(f"published tensor {name} {tuple(tensor.shape)} does not fit the sampler's model")
             own[name].copy_(tensor)
-
-
-def _workers(model: Any) -> int:
-    small = sum(p.numel() for p in model.parameters()) <= _SMALL
-    return min(torch.get_num_threads(), 4) if small and model.device.type == "cpu" else 1
 
 
 def _one_thread() -> None:

@@ -14,17 +14,20 @@ from typing import Any, TypeVar
 
 import torch
 
+from k2rl.models import one_thread_workers
+
 T = TypeVar("T")
 Terms = tuple[torch.Tensor, dict[str, torch.Tensor]]
 """A loss to differentiate, and statistics that add up."""
 
 
 class Gradients:
-    """Adds micro-batches' gradients into `parameter.grad`. With one worker this is plain `backward`."""
+    """Adds micro-batches' gradients into `parameter.grad`. With one worker this is plain `backward`; None: as many as
+    the model is best used with."""
 
-    def __init__(self, model: Any, workers: int) -> None:
+    def __init__(self, model: Any, workers: int | None) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.workers = workers if model.device.type == "cpu" else 1
+        self.workers = (workers or one_thread_workers(model)) if model.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(self.workers, "k2rl-grad", _one_thread) if self.workers > 1 else None
 
     def add(self, parts: Iterable[T], terms: Callable[[T], Terms], totals: dict[str, torch.Tensor]) -> None:

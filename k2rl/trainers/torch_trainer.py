@@ -27,7 +27,7 @@ class TorchTrainer:
     """See the module. The model stays in eval mode: log-probs must not depend on dropout."""
 
     def __init__(
-        self, model: Any, objective: Objective, optim: OptimConfig, micro_batch_tokens: int, workers: int = 1
+        self, model: Any, objective: Objective, optim: OptimConfig, micro_batch_tokens: int, workers: int | None = 1
     ) -> None:
         self.model, self.objective, self.config = model, objective, optim
         self.micro_batch_tokens = micro_batch_tokens
