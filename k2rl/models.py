@@ -20,7 +20,6 @@ from k2rl.chat import Chat
 from k2rl.errors import UserError
 from k2rl.recipe import ModelConfig
 
-
 _SMALL = 30_000_000
 """Parameters of a small model, in the sense of `one_thread_workers`."""
 

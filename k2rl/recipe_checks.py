@@ -131,6 +131,11 @@ def _temperature_problems(key: str, schedule: Schedule) -> list[str]:
     return []
 
 
+def _given(count: int | None) -> int:
+    """A count, where null leaves it to the machine."""
+    return 1 if count is None else count
+
+
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> list[str]:
     return [] if value in allowed else [f"{key} is {value!r}: this version has {', '.join(allowed)}"]
 
@@ -148,7 +153,7 @@ def _train_problems(recipe: Recipe) -> list[str]:
     found = _at_least(
         {
             "run.iterations": (run.iterations, 0),
-            "run.threads": (1 if run.threads is None else run.threads, 1),
+            "run.threads": (_given(run.threads), 1),
             "ptx.weight.end": (recipe.ptx.weight.end or 0.0, 0),
             "run.checkpoint_every": (run.checkpoint_every, 1),
             "run.checkpoints_kept": (run.checkpoints_kept, 1),
@@ -220,12 +225,12 @@ def _sft_problems(recipe: SftRecipe) -> list[str]:
     sft, stop, scratch = recipe.sft, recipe.sft.stop, recipe.model.scratch
     found = _at_least(
         {
-            "threads": (1 if recipe.threads is None else recipe.threads, 1),
+            "threads": (_given(recipe.threads), 1),
             "model.scratch.head_size": (scratch.head_size, 1),
             "model.scratch.hidden_size": (scratch.hidden_size, 1),
             "sft.batch_tokens": (sft.batch_tokens, 1),
             "sft.micro_batch_tokens": (sft.micro_batch_tokens, 1),
-            "sft.micro_batch_workers": (1 if sft.micro_batch_workers is None else sft.micro_batch_workers, 1),
+            "sft.micro_batch_workers": (_given(sft.micro_batch_workers), 1),
             "sft.held_out": (sft.held_out, 1),
             "sft.eval_seconds": (sft.eval_seconds, 0.1),
             "sft.ema": (sft.ema, 1),
