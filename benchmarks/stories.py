@@ -17,6 +17,7 @@ import argparse
 import math
 import shutil
 import statistics
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -52,12 +53,14 @@ def run_arm(arm: str, seed: int, args: argparse.Namespace) -> Row:
     recipe = load(Recipe, "stories", [f"seed={seed}", "run.eval_tasks=0", *args.overrides])
     folder = args.work / f"{arm}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
+    cpu = time.process_time()
     wall = train(recipe, folder, quiet=True)["wall_s"]
+    cpu = time.process_time() - cpu
     judge = load_policy(recipe.model)
     models = {"before": judge, "after": load_policy(replace(recipe.model, path=str(folder / "model")))}
     told = {when: tell(model, recipe, args.tasks) for when, model in models.items()}
     envs = {name: compare({w: t[name] for w, t in told.items()}, recipe.envs["stories"], judge) for name in KINDS}
-    return row(arm, seed, wall, envs, args.overrides)
+    return row(arm, seed, wall, envs, args.overrides) | {"cpu_s": cpu}
 
 
 def tell(policy: Policy, recipe: Recipe, count: int) -> dict[str, Told]:
@@ -177,8 +180,12 @@ def main() -> None:
     console = Console(width=160)
     for grid in tables(rows):
         console.print(grid)
-    walls = [r["wall_s"] for r in rows]
-    console.print(f"RL took {statistics.median(walls):.0f} s (median), {max(walls):.0f} s at most")
+    for key, what in (
+        ("wall_s", "seconds"),
+        ("cpu_s", "seconds of processor time, which other programs do not add to"),
+    ):
+        took = [r[key] for r in rows]
+        console.print(f"RL took {statistics.median(took):.0f} (median; {max(took):.0f} at most) {what}")
 
 
 if __name__ == "__main__":
