@@ -149,4 +149,4 @@ def _loops(words: Sequence[str]) -> str:
 
 def _spelling(words: Sequence[str]) -> str:
     strange = [w for w in words if not is_real(w)]
-    return f"not words: {', '.join(strange[:5])}" if len(strange) > (1 - REAL) * len(words) else ""
+    return f"not in the list of words: {', '.join(strange[:5])}" if len(strange) > (1 - REAL) * len(words) else ""
