@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from k2rl import rng
 from k2rl.errors import UserError
 from k2rl.protocols import Completion, Request, Sampler
-from k2rl.samplers import decoder
+from k2rl.samplers import decoder, llama
 from k2rl.samplers.drawing import draw
 from k2rl.samplers.prefill import prefill
 from k2rl.samplers.torch_sampler import TorchSampler
@@ -243,6 +244,54 @@ def test_a_grouped_query_model_with_tied_weights(shared_data: Path) -> None:
     for c in run(TorchSampler(policy.model, 0, 3), [request]).values():
         expected = full_logprobs(policy.model, request, c.ids)
         torch.testing.assert_close(torch.tensor(c.logprobs), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2"])
+def test_llama_types_are_decoded_as_by_the_model_itself(kind: str) -> None:
+    """Grouped query heads, biases, scaled positions; head size other than hidden size / heads."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=320,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=256,
+        rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
+        sliding_window=None,
+    )
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    assert llama.known(model)
+    wanted = requests(6, 3, 0.8)
+    for (name, _), c in run(TorchSampler(model, 0, 5), wanted).items():
+        expected = full_logprobs(model, next(r for r in wanted if r.id == name), c.ids)
+        torch.testing.assert_close(torch.tensor(c.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_adapters_and_other_precisions_are_decoded_by_the_model(tiny_model: Any) -> None:
+    wanted = requests(6, 2)
+    fast = run(TorchSampler(tiny_model, 0, 5), wanted)
+    layer = tiny_model.model.layers[1].self_attn
+
+    class Twice(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 2
+
+    layer.o_proj.__class__ = Twice
+    assert not llama.known(tiny_model)
+    slow = run(TorchSampler(tiny_model, 0, 5), wanted)
+    assert any(slow[key].ids != c.ids for key, c in fast.items())
+    for (name, _), c in slow.items():
+        expected = full_logprobs(tiny_model, next(r for r in wanted if r.id == name), c.ids)
+        torch.testing.assert_close(torch.tensor(c.logprobs), expected, atol=1e-4, rtol=0)
+    layer.o_proj.__class__ = torch.nn.Linear
+    assert llama.known(tiny_model)
+    assert not llama.known(tiny_model.bfloat16())
 
 
 def test_eager_attention_sees_no_padding_either(tiny_model: Any) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from k2rl import rng
 from k2rl.protocols import Completion, Request
 from k2rl.repetition import circling
+from k2rl.samplers import llama
 from k2rl.samplers.drawing import draw
 from k2rl.samplers.prefill import KeyValues, additive, prefill
 from k2rl.samplers.slot_cache import SlotCache
@@ -50,6 +51,7 @@ class Decoder:
 
     def __init__(self, model: Any, pad_id: int, slots: int) -> None:
         self.model, self.pad_id, self.slots = model, pad_id, slots
+        self._llama = llama.known(model)
         self.version = 0
         self.waiting: deque[Request] = deque()
         self._head: _Prefilled | None = None
@@ -176,21 +178,24 @@ class Decoder:
         if cache.now + 1 > cache.columns:
             if cache.low * 4 >= cache.columns:
                 cache.shift(rows, -cache.low)
-            cache.reserve(cache.now + 1)
+            cache.reserve(cache.now + 1, rows)
         starts = cache.now - lengths
-        tokens = self._ids[np.arange(rows), self._said[:rows] - 1]
-        mask = torch.from_numpy(np.arange(cache.low, cache.now + 1) >= starts[:, None])
-        out = model(
-            input_ids=torch.from_numpy(tokens)[:, None].to(model.device),
-            attention_mask=additive(model, mask[:, None, None]),
-            position_ids=torch.from_numpy(lengths)[:, None].to(model.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        tokens = torch.from_numpy(self._ids[np.arange(rows), self._said[:rows] - 1]).to(model.device)
+        mask = additive(model, torch.from_numpy(np.arange(cache.low, cache.now + 1) >= starts[:, None]))
+        positions = torch.from_numpy(lengths).to(model.device)
+        if self._llama:
+            logits_S_V = llama.logits(model, tokens, positions, mask, cache)
+        else:
+            logits_S_V = model(
+                input_ids=tokens[:, None],
+                attention_mask=mask[:, None, None],
+                position_ids=positions[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
         cache.now += 1
         self._length[:rows] += 1
-        logits: torch.Tensor = out.logits[:, -1]
-        return logits
+        return logits_S_V
 
     def _append(self, first: int, logits_S_V: torch.Tensor) -> list[Completion]:
         """Draw the next token of the rows from `first` on; those that are done with it leave."""

@@ -83,11 +83,12 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Make sure that `before` columns lie left of `now`; `rows` are in use."""
         if not rows:
             self.now, self.low = before, 0
-        self.reserve(max(before, self.now) + 1)
+        self.reserve(max(before, self.now) + 1, rows)
         if self.now < before:
             self.shift(rows, before - self.now)
 
-    def reserve(self, columns: int) -> None:
+    def reserve(self, columns: int, rows: int) -> None:
+        """Make sure that there are so many columns; `rows` are in use."""
         if columns <= self.columns:
             return
         grown = max(columns, self.columns * 3 // 2)
@@ -96,6 +97,6 @@ class SlotCache(Cache):  # type: ignore[misc]
                 for name in ("keys", "values"):
                     old = getattr(layer, name)
                     new = old.new_zeros((*old.shape[:2], grown, old.shape[3]))
-                    new[:, :, : self.columns] = old
+                    new[:rows, :, self.low : self.now] = old[:rows, :, self.low : self.now]
                     setattr(layer, name, new)
         self.columns = grown
