@@ -222,6 +222,17 @@ def test_draw_inverts_the_cumulative_distribution(vocabulary: int) -> None:
     np.testing.assert_allclose(logprobs, np.log(mass), atol=1e-5)
 
 
+def test_drawing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(0)) * 3
+    uniforms = rng.uniforms(np.arange(50, dtype=np.uint64), np.zeros(50, dtype=np.uint64))
+    temperatures = np.array([0.0, 0.5, 1.0, 1.5, 1.0] * 10, dtype=np.float32)
+    whole = draw(logits, temperatures, uniforms)
+    monkeypatch.setattr("k2rl.samplers.drawing._AT_ONCE", {"cpu": 7 * 300})
+    parts = draw(logits, temperatures, uniforms)
+    assert np.array_equal(whole[0], parts[0])
+    assert np.array_equal(whole[1], parts[1])
+
+
 def test_draw_never_picks_an_impossible_token() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf], [0.0, -torch.inf, -torch.inf]])
     tokens, _ = draw(logits, np.ones(2, np.float32), np.array([1 - 2**-53, 1 - 2**-53]))
