@@ -381,15 +381,42 @@ def sandbox_serve(
 
 
 @app.command()
-def doctor(as_json: JsonFlag = False) -> None:
-    """Check this installation; exit code 1 if something required is broken."""
-    from k2rl.doctor import examine
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Would this recipe run here? Checked before it starts.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check this installation, or whether a recipe would run on it; exit code 1 if something required is broken."""
+    from k2rl import doctor
 
-    rows = [check.to_json() for check in examine()]
-    if as_json:
-        _print_json(rows)
+    if recipe is None:
+        rows = [check.to_json() for check in doctor.examine()]
+        if as_json:
+            _print_json(rows)
+        else:
+            _print_table(rows, ("status", "what", "found", "fix"))
     else:
-        _print_table(rows, ("status", "what", "found", "fix"))
+        rows = _preflight(recipe, overrides or [], as_json)
     broken = [str(row["what"]) for row in rows if row["status"] == "broken"]
     if broken:
         raise RunError(f"broken: {', '.join(broken)}")
+
+
+def _preflight(name: str, overrides: Sequence[str], as_json: bool) -> list[dict[str, object]]:
+    """Print the checks of a recipe, and of the packages those that fail."""
+    from k2rl import doctor, preflight
+    from k2rl.recipe import Recipe
+    from k2rl.recipe_files import load
+
+    recipe = load(Recipe, name, overrides)
+    checks, estimate = preflight.examine(recipe, Path("runs"))
+    rows = [check.to_json() for check in [*(c for c in doctor.packages() if c.status == "broken"), *checks]]
+    if as_json:
+        _print_json({"checks": rows, "memory": estimate.to_json() if estimate else None})
+        return rows
+    _print_table(rows, ("status", "what", "found", "fix"))
+    if estimate:
+        _print_table(list(preflight.breakdown(estimate)), ("what", "GiB"))
+    return rows

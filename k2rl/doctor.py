@@ -22,7 +22,8 @@ _NAME = "k2rl"
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `optional`: not there, and nothing needs it yet; `broken`: k2rl can't run."""
+    """One line of the report. `optional`: not there, and nothing needs it yet, or it may just do; `broken`: it can't
+    run."""
 
     what: str
     status: Literal["ok", "optional", "broken"]
@@ -35,7 +36,7 @@ class Check:
 
 def examine() -> list[Check]:
     """All checks, what must work first."""
-    return [*_packages(), *_machine(), _device(), *_files(), _sandbox(), *_environments(), *_extras()]
+    return [*packages(), *_machine(), _device(), *_files(), _sandbox(), *_environments(), *_extras()]
 
 
 def describe_envs() -> list[dict[str, str]]:
@@ -63,7 +64,8 @@ def describe_envs() -> list[dict[str, str]]:
     return rows
 
 
-def _packages() -> Iterator[Check]:
+def packages() -> Iterator[Check]:
+    """k2rl, Python and what k2rl requires."""
     try:
         own = metadata.metadata(_NAME)
     except metadata.PackageNotFoundError:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
@@ -34,11 +35,21 @@ class Policy:
     context: int
 
 
-def load_policy(config: ModelConfig, seed: int = 0) -> Policy:
-    """The policy a recipe names; `seed` is what new adapters begin with.
+@dataclass(frozen=True)
+class Description:
+    """What is known of a model without its weights: where it is, its transformers config, its tokenizer and chat."""
+
+    path: str
+    config: Any
+    tokenizer: Any
+    chat: Chat
+
+
+def describe(config: ModelConfig) -> Description:
+    """The model a recipe names, without its weights.
 
     Raises:
-        UserError: there is no loadable causal LM, or it can't have the adapters asked for.
+        UserError: there is none that can be read.
     """
     path = str(assets.NANO) if config.path == "nano" else os.path.expanduser(config.path)
     looks_local = config.path.startswith((".", "/", "~")) or (os.sep in path and Path(path).parent.is_dir())
@@ -48,21 +59,38 @@ def load_policy(config: ModelConfig, seed: int = 0) -> Policy:
         raise UserError(f"model.path={config.path}: no config.json there; give a transformers folder or a hub id")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    device = pick_device(config.device)
-    try:
+    with _loading(config):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        described = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    return Description(path, described, tokenizer, Chat(tokenizer, _generation_stops(path)))
+
+
+def load_policy(config: ModelConfig, seed: int = 0) -> Policy:
+    """The policy a recipe names; `seed` is what new adapters begin with.
+
+    Raises:
+        UserError: there is no loadable causal LM, or it can't have the adapters asked for.
+    """
+    found, device = describe(config), pick_device(config.device)
+    with _loading(config):
         model = AutoModelForCausalLM.from_pretrained(
-            path,
+            found.path,
             dtype=dtype_named(config.dtype),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path={config.path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     model.to(device).eval()
     if config.lora is not None:
         lora.attach(model, config.lora, seed)
-    return Policy(model, tokenizer, Chat(tokenizer, _generation_stops(path)), context_length(model))
+    return Policy(model, found.tokenizer, found.chat, context_length(model.config))
+
+
+@contextmanager
+def _loading(config: ModelConfig) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path={config.path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
 
 
 def pick_device(name: str) -> torch.device:
@@ -105,9 +133,9 @@ def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def context_length(model: Any) -> int:
+def context_length(config: Any) -> int:
     """The most positions the model takes; very large where its config does not say."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
 def save_policy(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -161,8 +189,8 @@ def refuse_partial_attention(config: Any) -> None:
         )
 
 
-def one_thread_workers(model: Any) -> int:
+def one_thread_workers(model: Any, device: str | None = None) -> int:
     """On how many threads a model is best used at once, one thread each: a CPU's all for a small one, whose operations
-    are too short to be split over threads; else 1."""
+    are too short to be split over threads; else 1. `device` is its own unless given."""
     small = sum(p.numel() for p in model.parameters()) <= _SMALL
-    return min(torch.get_num_threads(), 4) if small and model.device.type == "cpu" else 1
+    return min(torch.get_num_threads(), 4) if small and (device or model.device.type) == "cpu" else 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from k2rl import budget, demonstrations, difficulty, runlog
+from k2rl import budget, demonstrations, difficulty, memory, runlog
 from k2rl.curriculum import Curriculum, Fitting, disjoint, fitting, pool
 from k2rl.demonstrations import Stream
 from k2rl.difficulty import Measured
@@ -24,6 +24,9 @@ from k2rl.rollout import RolloutDriver, multi_turn
 from k2rl.samplers.torch_sampler import TorchSampler
 from k2rl.trainers.torch_trainer import TorchTrainer
 from k2rl.types import SCHEMA_VERSION, Task
+
+_SMALL = 40
+"""A model that fits so many times into the free memory is not worth an estimate."""
 
 
 @dataclass
@@ -50,9 +53,15 @@ class Parts:
         save_policy(self.policy.model, self.policy.tokenizer, folder)
 
     def check_space(self, folder: Path) -> None:
-        """Weights and two moments per checkpoint, one more being written, and the final model."""
-        size = sum(p.numel() * p.element_size() for p in self.policy.model.parameters())
-        runlog.enough_space(folder, size * (3 * (self.recipe.run.checkpoints_kept + 1) + 1))
+        """What is trained, its master where it has one and two moments per checkpoint, one more being written, and the
+        final model."""
+        size = checkpoint = 0
+        for parameter in self.policy.model.parameters():
+            own, wide = parameter.numel() * parameter.element_size(), 4 * parameter.numel()
+            size += own
+            if parameter.requires_grad:
+                checkpoint += own + 2 * wide + (wide if own < wide else 0)
+        runlog.enough_space(folder, checkpoint * (self.recipe.run.checkpoints_kept + 1) + size)
 
     def close(self) -> None:
         self.envs.close()
@@ -86,6 +95,7 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     in_band = {name: _in_band(recipe.envs[name], tasks, measured) for name, tasks in train_tasks.items()}
     left_out = {n: len(train_tasks[n]) - len(own) for n, own in in_band.items() if recipe.envs[n].pass_rate is not None}
     train_tasks = in_band
+    _warn_of_memory(recipe, policy, envs, train_tasks)
     sampler = TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots, shared=True)
     return Parts(
         recipe,
@@ -144,6 +154,30 @@ def _tasks(recipe: Recipe, envs: EnvPool, policy: Policy) -> tuple[dict[str, lis
             )
         train_tasks[name], test_tasks[name] = fits.tasks, test_fits.tasks
     return train_tasks, test_tasks
+
+
+def _warn_of_memory(recipe: Recipe, policy: Policy, envs: EnvPool, tasks: Mapping[str, Sequence[Task]]) -> None:
+    """Say so where the run is likely to need more memory than there is. It starts all the same: this is an estimate,
+    which takes seconds and is left out for a model that is small for its machine."""
+    device = "cuda" if policy.model.device.type == "cuda" else "cpu"
+    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    room = memory.available(device) + weights
+    if weights * _SMALL < room:
+        return
+
+    def limit(task: Task) -> int:
+        return budget.limit(task, recipe.envs[task.env].budget, envs.templates[task.env].budget)
+
+    lengths = memory.longest(policy.chat, [t for own in tasks.values() for t in own], limit, policy.context)
+    assert lengths is not None, "only tasks that fit are trained on"
+    needed = memory.estimate(recipe, policy.model.config, lengths, device).peak
+    if needed > room:
+        console.print(
+            f"memory: this run needs about {needed / memory.GIB:.1f} GiB and there are {room / memory.GIB:.1f} GiB; "
+            "`k2rl doctor` with the same recipe says what to change",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _measured(recipe: Recipe, tasks: Mapping[str, Sequence[Task]]) -> dict[str, dict[str, Measured]]:

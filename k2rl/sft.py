@@ -253,7 +253,7 @@ def _policy(recipe: SftRecipe, envs: dict[str, Env], pools: dict[str, list[Task]
             texts += [str(m["content"]) for m in task.messages] + ([gold] if isinstance(gold, str) else [])
     tokens = scratch.tokenizer(texts, recipe.model.scratch.vocab_size)
     model = scratch.model(recipe.model.scratch, tokens, recipe.seed).to(pick_device(recipe.model.device))
-    return Policy(model, tokens, Chat(tokens), context_length(model))
+    return Policy(model, tokens, Chat(tokens), context_length(model.config))
 
 
 def _check_lengths(examples: Sequence[Example], context: int) -> None:

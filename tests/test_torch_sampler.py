@@ -227,7 +227,7 @@ def test_drawing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     uniforms = rng.uniforms(np.arange(50, dtype=np.uint64), np.zeros(50, dtype=np.uint64))
     temperatures = np.array([0.0, 0.5, 1.0, 1.5, 1.0] * 10, dtype=np.float32)
     whole = draw(logits, temperatures, uniforms)
-    monkeypatch.setattr("k2rl.samplers.drawing._AT_ONCE", {"cpu": 7 * 300})
+    monkeypatch.setattr("k2rl.samplers.drawing.AT_ONCE", {"cpu": 7 * 300})
     parts = draw(logits, temperatures, uniforms)
     assert np.array_equal(whole[0], parts[0])
     assert np.array_equal(whole[1], parts[1])

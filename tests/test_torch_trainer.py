@@ -179,11 +179,11 @@ def test_packed_rows_have_the_log_probs_and_gradients_of_padded_ones(
         torch.testing.assert_close(found[0][1][name], grad, atol=1e-5 * float(grad.abs().max()) + 1e-7, rtol=1e-3)
 
 
-def test_chunks_of_the_vocabulary_change_nothing(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_the_vocabulary_change_nothing(tiny_model: Any) -> None:
     batch, logprobs = shared_batch(), TokenLogProbs(tiny_model)
     found = []
     for chunk in (1 << 22, 700):
-        monkeypatch.setattr("k2rl.trainers.logprobs._CHUNK", {"cpu": chunk})
+        logprobs.chunk = chunk
         tiny_model.zero_grad()
         values_B_L = logprobs(batch)
         values_B_L.square().sum().backward()  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 _BLOCK = 128
 """The cumulative distribution is searched in two steps, blocks first: one pass in double precision less."""
 _BELOW_ONE = 1 - 2.0**-53
-_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
+AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Probabilities held at once: what is needed beside the logits does not grow with the vocabulary."""
 
 
@@ -21,7 +21,7 @@ def draw(
     Temperature 0 takes the most likely token; log-probs are then those at T = 1.
     """
     rows, vocabulary = logits_S_V.shape
-    some = max(_AT_ONCE.get(logits_S_V.device.type, _AT_ONCE["cpu"]) // vocabulary, 1)
+    some = max(AT_ONCE.get(logits_S_V.device.type, AT_ONCE["cpu"]) // vocabulary, 1)
     parts = [slice(at, at + some) for at in range(0, rows, some)]
     drawn = [_draw(logits_S_V[part], temperatures_S[part], uniforms_S[part]) for part in parts]
     return np.concatenate([tokens for tokens, _ in drawn]), np.concatenate([logprobs for _, logprobs in drawn])

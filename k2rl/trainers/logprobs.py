@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 from k2rl.batch import Batch, Example, TextBatch, text_batch
 from k2rl.models import partial_attention
 from k2rl.trainers import packing
 
-_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
+CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits held at once: 16 MiB on a CPU, where larger chunks are no faster, 256 MiB on a GPU."""
 
 
@@ -29,6 +30,7 @@ class TokenLogProbs:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.packed = False
+        self.chunk = CHUNK.get(model.device.type, CHUNK["cpu"])
         config = model.config.get_text_config()
         if getattr(model, "_supports_attention_backend", False) and not partial_attention(config):
             self.packed = self._packing_agrees()
@@ -61,7 +63,7 @@ class TokenLogProbs:
         inputs = [hidden.index_select(0, places_N), targets_N]
         if temperatures_N is not None:
             inputs.append(temperatures_N)
-        rows = max(_CHUNK.get(device.type, _CHUNK["cpu"]) // head.weight.shape[0], 1)
+        rows = max(self.chunk // head.weight.shape[0], 1)
         if len(targets_N) <= rows:
             return _target_logprobs(head, *inputs)
         chunks = zip(*(torch.split(x, rows) for x in inputs), strict=True)
@@ -81,9 +83,13 @@ class TokenLogProbs:
         logits = self.model(
             input_ids=part.tokens_B_L.to(self.model.device), use_cache=False, logits_to_keep=keep
         ).logits
-        return _logprobs_of(logits[asked[:, first:].to(logits.device)], targets_N, temperatures_N)
+        rows, columns = (x.to(logits.device) for x in asked[:, first:].nonzero(as_tuple=True))
+        return _logprobs_of(logits[rows, columns], targets_N, temperatures_N)
 
     def _packing_agrees(self) -> bool:
+        if isinstance(next(self.model.parameters()), FakeTensor):  # memory.py's: there are no numbers to compare
+            self.model.set_attn_implementation(packing.ATTENTION)
+            return True
         text = text_batch([Example((1, 2, 3, 4), 1), Example((5, 6, 7), 1)], 1.0, 0)
         with torch.no_grad():
             padded = self(text)

@@ -1,0 +1,119 @@
+"""The estimate of a run's memory: exact where it can be counted, and what it depends on."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2Config
+
+from k2rl import memory, models
+from k2rl.losses import objective
+from k2rl.memory import Estimate, Lengths, estimate
+from k2rl.recipe import Recipe
+from k2rl.recipe_files import resolve
+from k2rl.trainers.torch_trainer import TorchTrainer
+
+LENGTHS = Lengths(prompt=24, response=40)
+
+
+def config(layers: int = 2, vocab: int = 1000) -> Qwen2Config:
+    return Qwen2Config(
+        vocab_size=vocab,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=256,
+    )
+
+
+def recipe(*overrides: str) -> Recipe:
+    small = ["rollout.slots=8", "rollout.tasks=8", "rollout.group_size=4", "trainer.micro_batch_tokens=512"]
+    return resolve(Recipe, {"envs": {"m": {"id": "math"}}}, [*small, *overrides])
+
+
+@cache
+def estimated(*overrides: str, vocab: int = 1000) -> Estimate:
+    return estimate(recipe(*overrides), config(vocab=vocab), LENGTHS, "cpu")
+
+
+def parameters(of: Any) -> int:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return int(sum(p.numel() for p in AutoModelForCausalLM.from_config(of).parameters()))
+
+
+def test_what_is_held_is_counted_to_the_byte() -> None:
+    n = parameters(config())
+    buffers = 2 * 8 * 4  # the rotary frequencies, twice
+    full, half = estimated(), estimated("model.dtype=bfloat16")
+    assert full.held["weights"] == pytest.approx(4 * n, abs=2 * buffers)
+    assert half.held["weights"] == pytest.approx(2 * n, abs=2 * buffers)
+    assert (full.held["masters"], half.held["masters"]) == (0, 4 * n)
+    assert full.held["moments"] == pytest.approx(8 * n, rel=0.001)
+    assert full.held["cache"] == 2 * 2 * 8 * 2 * 16 * 128 * 4  # keys and values, layers, slots, heads, size, columns
+    assert 0 < estimated("optim.name=muon").held["moments"] < full.held["moments"]
+
+
+def test_the_gradients_phase_is_what_the_real_trainer_takes() -> None:
+    """The same counting over a real model with real numbers."""
+    from transformers import AutoModelForCausalLM
+
+    for extra in ([], ["trainer.gradient_checkpointing=true"], ["model.dtype=bfloat16"]):
+        chosen = recipe(*extra)
+        live = memory._Live()
+        with live:
+            model = AutoModelForCausalLM.from_config(config(), dtype=models.dtype_named(chosen.model.dtype)).eval()
+            if chosen.trainer.gradient_checkpointing:
+                models.checkpoint_layers(model)
+            trainer = TorchTrainer(model, objective(chosen.objective), chosen.optim, chosen.trainer.micro_batch_tokens)
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+            with live.phase() as training:
+                trainer.accumulate(memory._batch(chosen, LENGTHS))
+        gradients = 4 * parameters(config())
+        assert estimated(*extra).phases["gradients"] - gradients == pytest.approx(training.peak, rel=0.02)
+
+
+@pytest.mark.parametrize("extra", [["trainer.gradient_checkpointing=true"], ["model.lora.rank=4"]])
+def test_a_deep_model_is_estimated_from_a_few_of_its_layers(monkeypatch: pytest.MonkeyPatch, extra: list[str]) -> None:
+    if extra == ["model.lora.rank=4"]:
+        pytest.importorskip("peft")
+    deep = config(layers=12)
+    by_few = estimate(recipe(*extra), deep, LENGTHS, "cpu")
+    monkeypatch.setattr(memory, "_TRIED", (4, 12))
+    whole = estimate(recipe(*extra), deep, LENGTHS, "cpu")
+    assert by_few.tensors == pytest.approx(whole.tensors, rel=0.01)
+
+
+def test_what_saves_memory_does() -> None:
+    pytest.importorskip("peft")
+    plain = estimated()
+    lora = estimated("model.lora.rank=4")
+    assert lora.held["moments"] < plain.held["moments"] / 4
+    assert estimated("trainer.gradient_checkpointing=true").phases["gradients"] < plain.phases["gradients"]
+    assert estimated("trainer.micro_batch_tokens=256").phases["gradients"] < plain.phases["gradients"]
+    assert estimated("rollout.slots=4").held["cache"] == plain.held["cache"] / 2
+
+
+def test_logits_are_never_there_as_a_whole() -> None:
+    """What more tokens take on top does not depend on the vocabulary."""
+
+    def more_tokens(vocab: int) -> int:
+        one, two = (
+            estimated(f"trainer.micro_batch_tokens={tokens}", vocab=vocab).phases["gradients"] for tokens in (256, 512)
+        )
+        return two - one
+
+    assert more_tokens(100_000) - more_tokens(1000) < 256 * 100_000 * 4 / 10
+
+
+def test_workers_each_take_what_one_takes() -> None:
+    one, two = estimated(), estimated("trainer.micro_batch_workers=2")
+    assert two.phases["gradients"] > 1.9 * one.phases["gradients"]
