@@ -70,6 +70,23 @@ def test_logprobs_equal_a_full_forward_pass(tiny_model: Any, temperature: float,
         )
 
 
+def test_long_prompts_keep_their_beginning_when_rows_beside_them_end_at_once(tiny_model: Any) -> None:
+    """The rows that are there already have said little: the cache columns in use are fewer than a new prompt needs."""
+    tokens = np.random.default_rng(0).integers(20, 300, 90).tolist()
+    early, short, long = (
+        Request(name, tuple(prompt), tuple(rng.key(name, k) for k in range(4)), new, 1.0, STOP)
+        for name, prompt, new in (("early", tokens[:2], 9), ("short", tokens[2:10], 1), ("long", tokens[10:], 9))
+    )
+    sampler = TorchSampler(tiny_model, 0, 16, workers=1)
+    sampler.submit([early])
+    sampler.poll()
+    sampler.submit([short, long])
+    said = [c for _ in range(10) for c in sampler.poll() if c.request_id == "long"]
+    assert len(said) == 4
+    for c in said:
+        torch.testing.assert_close(torch.tensor(c.logprobs), full_logprobs(tiny_model, long, c.ids), atol=1e-4, rtol=0)
+
+
 def test_a_sample_depends_on_its_key_alone(tiny_model: Any) -> None:
     wanted = requests(6, 3)
     together = run(TorchSampler(tiny_model, 0, 64), wanted)

@@ -77,15 +77,15 @@ class SlotCache(Cache):  # type: ignore[misc]
         width = other.now - other.low
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine[first : first + rows, :, self.now - width : self.now] = theirs[:rows, :, other.low : other.now]
-        self.low = min(self.low, self.now - width)
 
     def open(self, rows: int, before: int) -> None:
-        """Make sure that `before` columns lie left of `now`; `rows` are in use."""
+        """Bring `before` columns left of `now` into use, for rows that enter; `rows` are there already."""
         if not rows:
             self.now, self.low = before, 0
         self.reserve(max(before, self.now) + 1, rows)
         if self.now < before:
             self.shift(rows, before - self.now)
+        self.low = min(self.low, self.now - before)
 
     def reserve(self, columns: int, rows: int) -> None:
         """Make sure that there are so many columns; `rows` are in use."""
