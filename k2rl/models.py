@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -58,6 +59,7 @@ def describe(config: ModelConfig) -> Description:
     if looks_local and not (Path(path) / "config.json").is_file():
         raise UserError(f"model.path={config.path}: no config.json there; give a transformers folder or a hub id")
     transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # A dead network is one line of ours, not a dozen retries of theirs.
     transformers_logging.disable_progress_bar()
     with _loading(config):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)

@@ -208,6 +208,7 @@ def _estimates(
             f"env {name}: the budgets of {len(known)} tasks estimated from correct answers, {min(known.values())} to "
             f"{max(known.values())} tokens; {left} without a correct answer keep the full one",
             markup=False,
+            soft_wrap=True,
         )
         found |= known
     return found

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import pytest
 import torch
 from test_precision import gradients
 
+from k2rl import models
 from k2rl.errors import UserError
 from k2rl.models import checkpoint_layers
 from k2rl.protocols import Completion, Request
+from k2rl.recipe import ModelConfig
 from k2rl.samplers.torch_sampler import TorchSampler
 
 
@@ -78,3 +81,25 @@ def test_a_model_whose_layers_are_not_known_is_refused() -> None:
 
     with pytest.raises(UserError, match="gradient_checkpointing: odd does not say"):
         checkpoint_layers(Odd(2, 2))
+
+
+def test_a_model_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a dozen retries of the client's beside it."""
+    hub = logging.getLogger("huggingface_hub")
+    seen: list[logging.LogRecord] = []
+    monkeypatch.setattr(hub, "handle", seen.append)
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        hub.warning("Retrying in 8s [Retry 5/5].")
+        raise OSError("no network")
+
+    for part in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
+        monkeypatch.setattr(getattr(models, part), "from_pretrained", unreachable)
+    before = hub.level
+    hub.setLevel(logging.WARNING)
+    try:
+        with pytest.raises(UserError, match=r"model\.path=foo/bar"):
+            models.load_policy(ModelConfig(path="foo/bar", device="cpu"))
+    finally:
+        hub.setLevel(before)
+    assert not seen
