@@ -136,8 +136,18 @@ def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def context_length(config: Any) -> int:
-    """The most positions the model takes; very large where its config does not say."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+    """The most positions the model takes; very large where its config does not say.
+
+    Beyond the original ones of longrope and dynamic scaling, transformers turns *all* positions of a call by what its
+    longest row needs: a rollout's log-probs would depend on its neighbours. Such a model is used up to there.
+    """
+    text = config.get_text_config()
+    most = int(getattr(text, "max_position_embeddings", None) or 1 << 30)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("longrope", "dynamic"):
+        original = rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", 0)
+        most = min(most, int(original or most))
+    return most
 
 
 def save_policy(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None) -> None:

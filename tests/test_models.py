@@ -103,3 +103,13 @@ def test_a_model_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     finally:
         hub.setLevel(before)
     assert not seen
+
+
+@pytest.mark.parametrize(("kind", "most"), [("longrope", 64), ("dynamic", 64), ("yarn", 256)])
+def test_positions_that_depend_on_the_longest_row_are_not_used(kind: str, most: int) -> None:
+    from transformers import LlamaConfig
+
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if kind == "longrope" else {}
+    rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64, **factors}
+    config = LlamaConfig(head_dim=8, max_position_embeddings=256, rope_parameters=rope)
+    assert models.context_length(config) == most
