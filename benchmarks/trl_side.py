@@ -16,14 +16,15 @@ from workloads import Alternating, goal
 from k2rl.batch import Batch
 from k2rl.env import SingleTurnEnv
 from k2rl.envpool import EnvCall
+from k2rl.models import load_policy
 from k2rl.recipe import Recipe
 from k2rl.setup import Parts, build
 from k2rl.types import Task
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
-SETTINGS = ("8", "16", "32", "64", "128", "whole", "continuous")
-"""Per-device batches (`whole`: all samples in one), and transformers' continuous batching."""
+SETTINGS = ("8", "16", "32", "64", "whole", "continuous 16", "continuous whole")
+"""Per-device batches (`whole`: all samples in one); `continuous`: sampled by transformers' continuous batching."""
 
 
 class Clock:
@@ -68,14 +69,16 @@ def run(link: Link, name: str, recipe: Recipe, setting: str, steps: int) -> None
 
 
 def grpo_trainer(parts: Parts, setting: str, steps: int, folder: str, clock: Clock) -> Any:
-    """One update per batch of samples, as many samples per update as the recipe's."""
+    """One update per batch of samples, as many samples per update as the recipe's. The model is loaded anew: the one in
+    `parts` is prepared for k2rl's trainer."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     recipe = parts.recipe
     tasks = parts.curriculum.next(steps * recipe.rollout.tasks)
     samples = recipe.rollout.tasks * recipe.rollout.group_size
-    batch = samples if setting in ("whole", "continuous") else int(setting)
+    size = setting.removeprefix("continuous ")
+    batch = samples if size == "whole" else int(size)
     budgets = [spec.budget.tokens or 0 for spec in recipe.envs.values()]
 
     class Timed(GRPOTrainer):  # type: ignore[misc]
@@ -90,7 +93,7 @@ def grpo_trainer(parts: Parts, setting: str, steps: int, folder: str, clock: Clo
         return verified(parts, [tasks[t] for t in task], completion_ids)
 
     return Timed(
-        model=parts.policy.model,
+        model=load_policy(recipe.model).model,
         reward_funcs=reward,
         train_dataset=Dataset.from_list(
             [{"prompt": [dict(m) for m in t.messages], "task": i} for i, t in enumerate(tasks)]
@@ -110,7 +113,7 @@ def grpo_trainer(parts: Parts, setting: str, steps: int, folder: str, clock: Clo
             max_completion_length=max(budgets),
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=samples // batch,
-            use_transformers_continuous_batching=setting == "continuous",
+            use_transformers_continuous_batching=setting != size,
             learning_rate=recipe.optim.lr.start,
             lr_scheduler_type="constant",
             adam_beta1=recipe.optim.betas[0],
@@ -175,8 +178,5 @@ def gradient_norm(parts: Parts, batch: Batch) -> float:
         "advantages": batch.advantages_B,
         "num_items_in_batch": completions[1].sum(),
     }
-    model = parts.policy.model
-    trainer.compute_loss(model, inputs).backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    model.zero_grad()
-    return float(norm)
+    trainer.compute_loss(trainer.model, inputs).backward()
+    return float(torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None]))

@@ -89,14 +89,14 @@ def compare(workload: Workload, folder: Path, steps: int, overrides: Sequence[st
     return report
 
 
-def tune(workload: Workload, folder: Path, overrides: Sequence[str]) -> dict[str, float | str]:
-    """Seconds per step of each of TRL's settings, the better of two after a warm-up."""
-    found: dict[str, float | str] = {}
+def tune(workload: Workload, folder: Path, overrides: Sequence[str]) -> dict[str, Measured | str]:
+    """Seconds of sampling, training and both per step of each of TRL's settings, the better of two after a warm-up."""
+    found: dict[str, Measured | str] = {}
     made = recipe(workload.name, folder, overrides)
     for setting in trl_side.SETTINGS:
         side = Side(trl_side.run, workload.name, made, setting, 4)
         try:
-            found[setting] = min(m["s"] for m in in_turn({"trl": side}, 2)["trl"])
+            found[setting] = min(in_turn({"trl": side}, 2)["trl"], key=lambda m: m["s"])
         except RuntimeError as error:
             found[setting] = str(error)
         side.close()

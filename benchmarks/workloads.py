@@ -50,7 +50,10 @@ class Workload:
 WORKLOADS = (
     Workload("quickstart", "nano on the quickstart's mixture, 20 tasks x 16 rollouts", "32", 8),
     Workload(
-        "longtail", "3.4 M parameters, 8 tasks x 16 rollouts of up to 512 tokens, a long tail of lengths", "16", 3
+        "longtail",
+        "3.4 M parameters, 8 tasks x 8 rollouts of up to 512 tokens, a long tail of lengths",
+        "continuous 16",
+        3,
     ),
     Workload("fixed", "3.4 M parameters, 16 tasks x 16 rollouts of 64 tokens", "32", 5),
 )
@@ -96,14 +99,14 @@ def recipe(name: str, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
         quickstart = load(Recipe, "quickstart", settings)
         quickstart.objective = {"name": "grpo"}
         return quickstart
-    tasks, budget = (8, 512) if name == "longtail" else (16, 64)
+    tasks, group, budget = (8, 8, 512) if name == "longtail" else (16, 16, 64)
     made = folder / name
     if not made.exists():
         save_policy(model(name), tokenizer(name), made)
     data = {
         "model": {"path": str(made)},
         "envs": {"words": {"id": "workloads:Words", "pool": 500, "budget": {"tokens": budget}}},
-        "rollout": {"tasks": tasks, "group_size": 16},
+        "rollout": {"tasks": tasks, "group_size": group},
         "objective": {"name": "grpo"},
         "trainer": {"micro_batch_tokens": 2048},
     }
