@@ -26,6 +26,8 @@ class Side:
     """
 
     def __init__(self, main: Callable[..., None], *args: Any) -> None:
+        # Waiting threads sleep: where other programs run, spinning ones slow a side down many times over.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         context = multiprocessing.get_context("spawn")
         self._link, theirs = context.Pipe()
         self._process = context.Process(target=main, args=(Link(theirs), *args), daemon=False)
@@ -88,6 +90,7 @@ def facts(packages: Sequence[str]) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {_cpu()}, {len(os.sched_getaffinity(0))} cores, Linux {platform.release()}",
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "passive"),
         **{name: version(name) for name in packages},
         "load_average": os.getloadavg(),
         "commit": git.stdout.strip(),

@@ -6,8 +6,9 @@ Each side is a process of its own; they take steps in turn. The same on both: mo
 (GRPO without a KL term), AdamW and its settings, float32, SDPA attention, two torch threads (k2rl may use them as two
 workers of one thread each), verifiers and the threads they run on. The learning rate is so low that both sample from
 the same distribution throughout. TRL: no gradient checkpointing, no reference model, one update per batch of samples,
-nothing logged or saved, and the batch per device with which it is fastest here: `--tune` tries them all, and its
-continuous batching. Where a mixture has several budgets, TRL, which knows one, gets the largest.
+nothing logged or saved, and the batch per device with which it is fastest here, or its continuous batching where that
+is: `--tune` tries them. Where a mixture has several budgets, TRL, which knows one, gets the largest. `cpu_s` are the
+seconds of all of a side's threads, which a busy machine stretches less.
 """
 
 from __future__ import annotations
