@@ -1,6 +1,6 @@
 """How much memory a run takes, against what `k2rl doctor` says beforehand; and what it depends on.
 
-    python benchmarks/memory.py                    # models of three sizes, plain, LoRA, checkpointing: estimate, peak
+    python benchmarks/memory.py                    # models of four sizes, plain, LoRA, checkpointing: estimate, peak
     python benchmarks/memory.py --vocab            # peak against the vocabulary, at the same batch
     python benchmarks/memory.py --rollouts         # cost per token from 64 to 1,024 rollouts
     python benchmarks/memory.py --size 1.5b --set model.dtype=bfloat16 --set model.lora.rank=16
@@ -34,6 +34,7 @@ from k2rl.types import Split
 HERE = Path(__file__).resolve().parent
 SIZES: dict[str, dict[str, int]] = {
     "50m": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "vocab_size": 32_000},
+    "140m": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "vocab_size": 50_000},
     "200m": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 10, "vocab_size": 64_000},
     "400m": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 64_000},
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "vocab_size": 151_936},
@@ -193,7 +194,7 @@ def by_rollouts(overrides: Sequence[str]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, action="append", help="may repeat; default: 50m, 200m, 400m")
+    parser.add_argument("--size", choices=SIZES, action="append", help="may repeat; default: all but 1.5b")
     parser.add_argument("--variant", choices=VARIANTS, action="append", help="may repeat; default: all")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="recipe overrides; may repeat")
     parser.add_argument("--vocab", action="store_true")
@@ -214,7 +215,7 @@ def main() -> None:
     else:
         rows = [
             compare(f"{size} {variant}", SIZES[size], [*VARIANTS[variant], *args.set])
-            for size in args.size or ["50m", "200m", "400m"]
+            for size in args.size or list(SIZES)[:-1]
             for variant in args.variant or list(VARIANTS)
         ]
         worst = max(abs(row["error"]) for row in rows)
