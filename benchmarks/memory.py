@@ -165,15 +165,18 @@ def compare(name: str, shape: Mapping[str, int], overrides: Sequence[str]) -> di
 
 
 def by_vocabulary(overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """The peak less the weights, gradients and moments of the embedding itself."""
+    """The peak less what the embedding itself takes, in bytes a parameter: weight, gradient, two moments, and the two
+    parts of the gradient while they are added up (it is the head as well); with LoRA the weight alone."""
     rows = []
-    for vocab in (1_000, 32_000, 150_000):
-        row = compare(f"vocabulary {vocab}", {**SIZES["50m"], "vocab_size": vocab}, overrides)
-        row["without_embedding"] = row["peak"] - 16 * vocab * SIZES["50m"]["hidden_size"]
-        print(f"{'':28} without the embedding {row['without_embedding'] / 2**30:.2f} GiB", flush=True)
-        rows.append(row)
-    most, least = (f(row["without_embedding"] for row in rows) for f in (max, min))
-    print(f"ratio: {most / least:.2f} (peak memory without the embedding, largest over smallest vocabulary)")
+    for variant, own in (("plain", 24), ("lora", 4)):
+        peaks = []
+        for vocab in (1_000, 32_000, 150_000):
+            shape = {**SIZES["50m"], "vocab_size": vocab}
+            row = compare(f"vocabulary {vocab} {variant}", shape, [*VARIANTS[variant], *overrides])
+            peaks.append(row["peak"] - own * vocab * shape["hidden_size"])
+            print(f"{'':28} without the embedding {peaks[-1] / 2**30:.2f} GiB", flush=True)
+            rows.append(row | {"without_embedding": peaks[-1]})
+        print(f"ratio: {max(peaks) / min(peaks):.2f} (peak without the embedding, largest over smallest, {variant})")
     return rows
 
 

@@ -44,7 +44,7 @@ GIB = 2**30
 BASE = {"cpu": int(0.4 * GIB), "cuda": int(0.7 * GIB)}
 """Python with torch and transformers; a CUDA context with its libraries' workspaces."""
 _CUDA_SLACK = 0.05
-_CPU_SLACK = {"all": 0.5, "adapters": 2.0}
+_CPU_SLACK = {"all": 0.75, "adapters": 2.0}
 """glibc keeps the pieces that tensors below 32 MiB leave in its heap: shares of what a micro-batch takes, fitted to
 `benchmarks/memory.py`. Where all weights are trained, their gradients and moments fill most of the pieces."""
 _TRIED = (4, 8)
@@ -151,6 +151,7 @@ def _tried(recipe: Recipe, config: Any, lengths: Lengths, device: str, workers: 
             _add_gradients(model)  # those of the micro-batches before
         before = live.now - sum(held.values())
         with live.phase() as training:
+            live.training = True
             trainer.accumulate(_batch(recipe, lengths))
     waiting = 0 if workers == 1 else (2 * workers + 1) * gradients
     phases = {
@@ -176,12 +177,20 @@ class _Phase:
     """Bytes above those alive when the phase began."""
 
 
+def _sum_of_gradients(terms: tuple[Any, ...]) -> bool:
+    """Whether this is a backward pass adding what reaches a tensor from two sides: in place, but not where it is
+    watched."""
+    alike = all(isinstance(x, torch.Tensor) and x.shape == terms[0].shape for x in terms)
+    return alike and not torch.is_grad_enabled()
+
+
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages that are alive, each from the operation that makes it until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
+        self.training = False
         self._known: dict[int, int] = {}
 
     @contextmanager
@@ -192,6 +201,8 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found.peak = self.peak - start
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.training and func is torch.ops.aten.add.Tensor and _sum_of_gradients(args):
+            return args[0]
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):

@@ -75,6 +75,7 @@ def test_the_gradients_phase_is_what_the_real_trainer_takes() -> None:
             trainer = TorchTrainer(model, objective(chosen.objective), chosen.optim, chosen.trainer.micro_batch_tokens)
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+            live.training = True
             with live.phase() as training:
                 trainer.accumulate(memory._batch(chosen, LENGTHS))
         gradients = 4 * parameters(config())

@@ -66,6 +66,10 @@ class TokenLogProbs:
         rows = max(self.chunk // head.weight.shape[0], 1)
         if len(targets_N) <= rows:
             return _target_logprobs(head, *inputs)
+        if type(head) is torch.nn.Linear and head.bias is None:
+            arguments = (inputs[0], head.weight, targets_N, temperatures_N, rows)
+            found: torch.Tensor = _InChunks.apply(*arguments)
+            return found
         chunks = zip(*(torch.split(x, rows) for x in inputs), strict=True)
         return torch.cat([checkpoint(_target_logprobs, head, *chunk, use_reentrant=False) for chunk in chunks])
 
@@ -100,6 +104,61 @@ class TokenLogProbs:
         if not agrees:
             self.model.set_attn_implementation(before)
         return agrees
+
+
+class _InChunks(torch.autograd.Function):
+    """Log-probs (N,) of targets under hidden states (N, D) and a head (V, D), `rows` of them at a time.
+
+    Its own backward pass, because autograd would make a gradient of the head for each chunk and hold three.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_N_D: torch.Tensor,
+        head_V_D: torch.Tensor,
+        targets_N: torch.Tensor,
+        temperatures_N: torch.Tensor | None,
+        rows: int,
+    ) -> torch.Tensor:
+        values, totals = [], []
+        for part in _parts(len(targets_N), rows):
+            logits = _scaled_logits(hidden_N_D, head_V_D, temperatures_N, part)
+            totals.append(logits.logsumexp(-1))
+            values.append(logits.gather(-1, targets_N[part, None])[:, 0] - totals[-1])
+        ctx.save_for_backward(hidden_N_D, head_V_D, targets_N, temperatures_N, torch.cat(totals))
+        ctx.rows = rows
+        return torch.cat(values)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_N_D, head_V_D, targets_N, temperatures_N, totals_N = ctx.saved_tensors
+        for_hidden = torch.empty_like(hidden_N_D)
+        for_head = torch.zeros_like(head_V_D) if ctx.needs_input_grad[1] else None
+        if temperatures_N is not None:
+            grad_N = grad_N / temperatures_N
+        for part in _parts(len(targets_N), ctx.rows):
+            logits = _scaled_logits(hidden_N_D, head_V_D, temperatures_N, part)
+            # d logprob / d logits = onehot(target) - softmax
+            slope = logits.sub_(totals_N[part, None]).exp_().mul_(-grad_N[part, None])
+            slope.scatter_add_(-1, targets_N[part, None], grad_N[part, None])
+            slope = slope.to(head_V_D.dtype)
+            torch.mm(slope, head_V_D, out=for_hidden[part])
+            if for_head is not None:
+                for_head.addmm_(slope.T, hidden_N_D[part])
+        return for_hidden, for_head, None, None, None
+
+
+def _parts(count: int, rows: int) -> list[slice]:
+    return [slice(at, at + rows) for at in range(0, count, rows)]
+
+
+def _scaled_logits(
+    hidden_N_D: torch.Tensor, head_V_D: torch.Tensor, temperatures_N: torch.Tensor | None, part: slice
+) -> torch.Tensor:
+    logits = torch.mm(hidden_N_D[part], head_V_D.T).float()
+    return logits if temperatures_N is None else logits.div_(temperatures_N[part, None])
 
 
 def _target_logprobs(
