@@ -137,7 +137,7 @@ def _tried(recipe: Recipe, config: Any, lengths: Lengths, device: str, workers: 
         trainer = TorchTrainer(model, objective(recipe.objective), recipe.optim, recipe.trainer.micro_batch_tokens, 1)
         trainer.token_logprobs.chunk = CHUNK[device]
         held["masters"] = live.now - sum(held.values())
-        decoder = _decoder(model, recipe.rollout.slots, lengths)
+        decoder = _decoder(model, recipe, lengths)
         held["cache"] = live.now - sum(held.values())
         with live.phase() as sampling:
             _sample(recipe, decoder, lengths, live, device)
@@ -270,12 +270,19 @@ def _batch(recipe: Recipe, lengths: Lengths) -> Any:
     return batch
 
 
-def _decoder(model: Any, slots: int, lengths: Lengths) -> Decoder:
-    """The sampler's decoder when every slot holds a rollout that lacks its last token."""
-    config = model.config.get_text_config()
+def _decoder(model: Any, recipe: Recipe, lengths: Lengths) -> Decoder:
+    """The sampler's decoder when every slot holds a rollout that lacks its last token.
+
+    Rows that enter late start further right, and the cache moves left only where a quarter of it has become free: it
+    grows until the longest rollout is three quarters of it.
+    """
+    config, slots = model.config.get_text_config(), recipe.rollout.slots
     decoder = Decoder(model, 0, slots)
     cache = decoder._cache
-    cache.reserve(lengths.whole, 0)
+    late = recipe.rollout.tasks * recipe.rollout.group_size > slots
+    cache.reserve(lengths.prompt + 1, 0)
+    while cache.columns < lengths.whole * (4 / 3 if late else 1):
+        cache.reserve(cache.columns + 1, 0)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     like = next(model.parameters()).new_empty((1, config.num_key_value_heads, 1, size))
     for layer in cache.layers:
