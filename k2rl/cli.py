@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `k2rl --help` and `k2rl re
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]…",
 
 def main() -> None:
     """Entry point: runs the command and turns the two named errors into one line and an exit code."""
+    # Before torch is loaded: threads that wait for work must not spin on the cores that have some.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except UserError as error:
@@ -362,7 +365,6 @@ def sandbox_serve(
     workers: Annotated[int | None, typer.Option(min=1, help="Programs at a time  [default: the cores]")] = None,
 ) -> None:
     """Serve this machine's jails by HTTP, for args.sandbox=http://host:port elsewhere."""
-    import os
     import signal
 
     from k2rl.sandbox.local import LocalSandbox
