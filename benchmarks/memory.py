@@ -164,10 +164,20 @@ def compare(name: str, shape: Mapping[str, int], overrides: Sequence[str]) -> di
     return row | {"parts": guess.to_json()}
 
 
-def by_vocabulary(overrides: Sequence[str]) -> list[dict[str, Any]]:
+def by_size(sizes: Sequence[str], variants: Sequence[str], overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Estimate and peak of each size and variant."""
+    errors = []
+    for size in sizes:
+        for variant in variants:
+            row = compare(f"{size} {variant}", SIZES[size], [*VARIANTS[variant], *overrides])
+            errors.append(abs(row["error"]))
+            yield row
+    print(f"ratio: {1 + max(errors):.2f} (estimate and measured peak, the worst of {len(errors)})")
+
+
+def by_vocabulary(overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The peak less what the embedding itself takes, in bytes a parameter: weight, gradient, two moments, and the two
     parts of the gradient while they are added up (it is the head as well); with LoRA the weight alone."""
-    rows = []
     for variant, own in (("plain", 24), ("lora", 4)):
         peaks = []
         for vocab in (1_000, 32_000, 150_000):
@@ -175,24 +185,20 @@ def by_vocabulary(overrides: Sequence[str]) -> list[dict[str, Any]]:
             row = compare(f"vocabulary {vocab} {variant}", shape, [*VARIANTS[variant], *overrides])
             peaks.append(row["peak"] - own * vocab * shape["hidden_size"])
             print(f"{'':28} without the embedding {peaks[-1] / 2**30:.2f} GiB", flush=True)
-            rows.append(row | {"without_embedding": peaks[-1]})
+            yield row | {"without_embedding": peaks[-1]}
         print(f"ratio: {max(peaks) / min(peaks):.2f} (peak without the embedding, largest over smallest, {variant})")
-    return rows
 
 
-def by_rollouts(overrides: Sequence[str]) -> list[dict[str, Any]]:
+def by_rollouts(overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Milliseconds per generated token of nano's whole iterations."""
-    rows = []
+    costs = []
     for rollouts in (64, 256, 1024):
         settings = [f"rollout.tasks={rollouts // 16}", "rollout.group_size=16", "rollout.slots=256"]
-        row = {"rollouts": rollouts, **measured(resolve(Recipe, BASE, ["run.iterations=3", *settings, *overrides]))}
-        row["ms_per_token"] = 1000 * row["seconds"] / row["tokens"]
-        print(
-            f"{rollouts:5} rollouts: {row['ms_per_token']:.3f} ms/token, peak {row['peak'] / 2**30:.2f} GiB", flush=True
-        )
-        rows.append(row)
-    print(f"ratio: {rows[-1]['ms_per_token'] / rows[0]['ms_per_token']:.2f} (cost per token, 1,024 over 64 rollouts)")
-    return rows
+        row = measured(resolve(Recipe, BASE, ["run.iterations=3", *settings, *overrides]))
+        costs.append(1000 * row["seconds"] / row["tokens"])
+        print(f"{rollouts:5} rollouts: {costs[-1]:.3f} ms/token, peak {row['peak'] / 2**30:.2f} GiB", flush=True)
+        yield {"rollouts": rollouts, **row, "ms_per_token": costs[-1]}
+    print(f"ratio: {costs[-1] / costs[0]:.2f} (cost per token, 1,024 over 64 rollouts)")
 
 
 def main() -> None:
@@ -212,20 +218,17 @@ def main() -> None:
         print(json.dumps(measure(resolve(Recipe, data))))
         return
     if args.vocab:
-        rows = by_vocabulary(args.set)
+        found = by_vocabulary(args.set)
     elif args.rollouts:
-        rows = by_rollouts(args.set)
+        found = by_rollouts(args.set)
     else:
-        rows = [
-            compare(f"{size} {variant}", SIZES[size], [*VARIANTS[variant], *args.set])
-            for size in args.size or list(SIZES)[:-1]
-            for variant in args.variant or list(VARIANTS)
-        ]
-        worst = max(abs(row["error"]) for row in rows)
-        print(f"worst error: {100 * worst:.1f} %")
-    if args.json:
-        about = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
-        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        found = by_size(args.size or list(SIZES)[:-1], args.variant or list(VARIANTS), args.set)
+    about = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
+    rows = []
+    for row in found:
+        rows.append(row)
+        if args.json:  # after each: a long series may be cut short
+            args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
