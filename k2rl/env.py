@@ -74,12 +74,17 @@ class Env(gymnasium.Env[str, str]):
         replayable: whether `reset` and the recorded actions rebuild the state. If not, and there is no
             snapshot, an interrupted group restarts.
         waived_probes: probes of `k2rl env check` that do not suit this environment, each with the reason.
+        open_ended: its verdicts are `pending`: responses are compared with each other, by the critic.
+        rubrics: what a judge looks for in responses, for tasks that do not say so themselves: names of rubrics or of
+            files of them (see docs/rubrics.md), or the text itself.
     """
 
     budget: ClassVar[int] = 256
     max_turns: ClassVar[int | None] = None
     replayable: ClassVar[bool] = True
     waived_probes: ClassVar[Mapping[str, str]] = {}
+    open_ended: ClassVar[bool] = False
+    rubrics: ClassVar[tuple[str, ...]] = ()
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
     observation_space = UnicodeText()
     action_space = UnicodeText()
@@ -100,6 +105,15 @@ class Env(gymnasium.Env[str, str]):
     def gold(self, task: Task) -> str | Sequence[str] | None:
         """A response that passes (a sequence: one per turn); None where none is known."""
         return task.answer
+
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> Mapping[str, str]:
+        """Worse versions of a one-turn response, each with the name of what was done to it (`wrong_number`, …): for
+        pairs of which the judge's right choice is known without asking anybody.
+
+        Each must be worse than `response` for certain, of about its length, and as well-formed; what does not apply to
+        this response is left out. `draw` is the only source of chance.
+        """
+        return {}
 
     def reset_task(self, task: Task) -> tuple[str, dict[str, Any]]:
         """Start an episode on `task`: the first observation and info.

@@ -1,0 +1,1 @@
+"""The critic: the policy in its judging role. No value network."""

@@ -1,0 +1,60 @@
+"""What flows through the critic: pairs of responses, and what a judge made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from k2rl.types import Message
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A judge's view of two responses A and B: the probability that A is better, as told with A shown first and with
+    B shown first.
+
+    Raises:
+        ValueError: a probability outside [0, 1].
+    """
+
+    a_first: float
+    b_first: float
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.a_first <= 1.0 and 0.0 <= self.b_first <= 1.0):
+            raise ValueError(f"probabilities lie in [0, 1], got {self.a_first!r} and {self.b_first!r}")
+
+    @property
+    def p(self) -> float:
+        """P(A is better): the mean over both orders."""
+        return (self.a_first + self.b_first) / 2
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both orders pick the same response; a tie in exactly one of them disagrees."""
+        return (self.a_first > 0.5) == (self.b_first > 0.5) and (self.a_first < 0.5) == (self.b_first < 0.5)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two responses to one prompt of which it is known which is better: by a verifier (`kind` is `verified`), or
+    because one is a corruption of the other (`kind` is the corruption's name).
+
+    `env` and `task` name where it is from; pairs of one task are not independent. `criteria` are what the judge is told
+    to judge by, in words.
+    """
+
+    env: str
+    task: str
+    kind: str
+    messages: tuple[Message, ...]
+    criteria: tuple[str, ...]
+    better: str
+    worse: str
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """A pair and the judgement on it, with the better response as A."""
+
+    pair: Pair
+    judgement: Judgement
