@@ -1,4 +1,4 @@
-"""Where the shipped recipes and the nano model are: inside the installed package, else beside the checkout."""
+"""Where the shipped recipes, rubrics and the nano model are: inside the installed package, else beside the checkout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SCHEMAS = _PACKAGE / "_assets" / "schemas.yaml"
 
 
 def folder(name: str) -> Path:
-    """The folder of a kind of asset (`recipes`)."""
+    """The folder of a kind of asset (`recipes`, `rubrics`)."""
     inside = _PACKAGE / "_assets" / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 

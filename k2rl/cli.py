@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from k2rl import assets, cli_data
+from k2rl import assets, cli_data, cli_rubrics
 from k2rl.cli_shared import JsonFlag
 from k2rl.cli_shared import arguments as _arguments
 from k2rl.cli_shared import print_json as _print_json
@@ -35,6 +35,7 @@ app = typer.Typer(
 env_app = typer.Typer(help="List environments, check one, or start a new one.", no_args_is_help=True)
 app.add_typer(env_app, name="env")
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_rubrics.app, name="rubrics")
 rewards_app = typer.Typer(help="How far what gives the rewards can be trusted.", no_args_is_help=True)
 app.add_typer(rewards_app, name="eval-rewards")
 sandbox_app = typer.Typer(help="Run untrusted programs for others.", no_args_is_help=True)

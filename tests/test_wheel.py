@@ -78,6 +78,7 @@ def test_the_wheel_holds_what_a_run_needs(wheel: Path) -> None:
         "k2rl_envs/py.typed",
         "k2rl_rewards/py.typed",
         "k2rl/_assets/recipes/quickstart.yaml",
+        "k2rl/_assets/rubrics/core.yaml",
         "k2rl/_assets/schemas.yaml",
         "k2rl/_assets/nano/model.safetensors",
     ):
