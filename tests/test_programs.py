@@ -60,7 +60,7 @@ def test_cases_tell_neighbours_apart(level: int) -> None:
         for i, step in enumerate(steps):
             dropped = steps[:i] + steps[i + 1 :] if step.takes == step.gives else ()
             assert not (dropped and passes(dropped, program.cases))
-            for family in programs._FAMILIES[step.takes]:
+            for family in programs.FAMILIES[step.takes]:
                 for other in family:
                     if other is not step and other.gives == step.gives:
                         assert not passes((*steps[:i], other, *steps[i + 1 :]), program.cases)
@@ -100,6 +100,6 @@ def test_values_are_shown_without_spaces() -> None:
 
 
 def test_nothing_comes_of_the_largest_of_nothing() -> None:
-    largest = programs._OPERATIONS["list", "largest"]
+    largest = programs.OPERATIONS["list", "largest"]
     assert run((largest,), []) is None
     assert not passes((largest,), (([1], 1), ([], None)))

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import ClassVar
 
+import numpy as np
 from k2rl_rewards.unit_tests import UnitTests
 
 from k2rl import rng, schemas
@@ -21,7 +22,7 @@ from k2rl.errors import RunError, UserError, did_you_mean
 from k2rl.progress import console
 from k2rl.rows import TEST_SHARE, Row, shuffled
 from k2rl.types import Split, Status, Task, Verdict, content_hash
-from k2rl_envs import code_rows, programs
+from k2rl_envs import code_corruptions, code_rows, programs
 from k2rl_envs.arguments import refuse, style_shares, with_instruction
 from k2rl_envs.levels import Levels, level_shares, mixed
 
@@ -129,6 +130,9 @@ class CodeEnv(SingleTurnEnv):
         style = int(rng.generator("code-style", question).choice(len(self.styles), p=self.styles))
         program = programs.Program.from_json(task.reference["program"])
         return programs.demonstration(program, programs.STYLES[style], question)
+
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> dict[str, str]:
+        return code_corruptions.corruptions(task.reference, response, draw) if "program" in task.reference else {}
 
     def row_task(self, row: Row) -> Task:
         """The task of a row of a data file. Raises `UserError` where its tests can't be used."""

@@ -24,6 +24,7 @@ from k2rl_rewards.countdown import Countdown
 from k2rl import rng
 from k2rl.types import Split, Task, Verdict, content_hash
 from k2rl_envs.arguments import with_instruction
+from k2rl_envs.countdown_corruptions import corruptions
 from k2rl_envs.countdown_solver import solve
 from k2rl_envs.levels import Levels, level_shares, mixed
 
@@ -58,6 +59,9 @@ class CountdownGame:
         shown = demonstration(Puzzle(numbers, target), key)
         solution = None if shown else solve(numbers, target)
         return shown or (f"#### {solution}" if solution else None)
+
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> dict[str, str]:
+        return corruptions(task.reference, response, draw, partial(self.verify, task))
 
     def _task(self, level: int, puzzle: Puzzle) -> Task:
         reference = {"numbers": list(puzzle.numbers), "target": puzzle.target, "level": level}

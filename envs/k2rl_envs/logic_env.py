@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+
 from k2rl.env import SingleTurnEnv
 from k2rl.errors import UserError, did_you_mean
 from k2rl.rows import Row
@@ -140,3 +142,6 @@ class LogicEnv(SingleTurnEnv):
 
     def gold(self, task: Task) -> str | None:
         return self.game.gold(task)
+
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> Mapping[str, str]:
+        return self.game.corrupt(task, response, draw) if isinstance(self.game, CountdownGame | TwentyFour) else {}

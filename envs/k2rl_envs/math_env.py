@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
 from k2rl_rewards.math_answer import MAX_CHARS, MathAnswer, NoAnswerError, after_hashes, clean, last_boxed
 
 from k2rl import rng, schemas
@@ -22,7 +23,7 @@ from k2rl.env import SingleTurnEnv
 from k2rl.errors import UserError, did_you_mean
 from k2rl.rows import TEST_SHARE, Row, shuffled
 from k2rl.types import Split, Task, Verdict
-from k2rl_envs import arithmetic
+from k2rl_envs import arithmetic, math_corruptions
 from k2rl_envs.arguments import refuse, style_shares, with_instruction
 from k2rl_envs.levels import Levels, level_shares, mixed
 
@@ -107,6 +108,9 @@ class MathEnv(SingleTurnEnv):
         repeats = {"worked": 1, "direct": 0, "rechecked": 2}[style]
         steps = [step for step in task.reference["steps"] for _ in range(repeats)]
         return " ".join([*steps, f"#### {task.answer}"])
+
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> dict[str, str]:
+        return math_corruptions.corruptions(task.reference, response, draw, partial(self.verify, task))
 
     def _problem_task(self, level: int, problem: arithmetic.Problem) -> Task:
         answer = str(problem.answer)

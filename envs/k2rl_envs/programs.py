@@ -78,7 +78,7 @@ class Program:
         """What `to_json` gave."""
         steps: list[Operation] = []
         for words in data["steps"]:
-            steps.append(_OPERATIONS[steps[-1].gives if steps else data["takes"], words])
+            steps.append(OPERATIONS[steps[-1].gives if steps else data["takes"], words])
         return cls(tuple(steps), tuple(steps[i] for i in data["told"]), data["ordered"], data["shown"])
 
     @property
@@ -144,7 +144,7 @@ def show(value: Any) -> str:
     return repr(value).replace(" ", "")
 
 
-def _expression(steps: Steps) -> str:
+def expression(steps: Steps) -> str:
     """The steps as one expression in `x`."""
     text = "x"
     for step in steps:
@@ -174,7 +174,7 @@ def demonstration(program: Program, style: str, key: str, most_misses: int = 2) 
 
     `key` decides which orders are tried first, so that the text is the same everywhere.
     """
-    function = f"def f(x): return {_expression(program.steps)}"
+    function = f"def f(x): return {expression(program.steps)}"
     if style == "direct":
         return function
     if style == "checked":
@@ -183,24 +183,30 @@ def demonstration(program: Program, style: str, key: str, most_misses: int = 2) 
         misses = [m for m in meanings if run(m, program.shown) != program.result]
         before = meanings.index(program.steps)
         shown = [m for m in meanings[:before] if m in misses][:most_misses]
-        lines = [f"# {_trace(m, program.shown)} no" for m in shown] + [f"# {_trace(program.steps, program.shown)} yes"]
+        lines = [f"# {trace(m, values(m, program.shown))} no" for m in shown]
+        lines.append(f"# {trace(program.steps, values(program.steps, program.shown))} yes")
         return "\n".join([*lines, function])
-    value, told = program.shown, []
-    for step in program.steps:
-        value = step.run(value)
-        told.append(f"{step.words}, which makes it {show(value)}.")
-    prose = f"Let us start with {show(program.shown)}. First " + " Then ".join(told)
+    start = f"Let us start with {show(program.shown)}."
     lines = ["def f(x):", *(f"    x = {step.code}" for step in program.steps), "    return x"]
-    return "\n".join([prose, "```python", *lines, "```"])
+    return "\n".join(
+        [f"{start} {prose(program.steps, values(program.steps, program.shown))}", "```python", *lines, "```"]
+    )
 
 
-def _trace(steps: Steps, value: Any) -> str:
+def values(steps: Steps, value: Any) -> list[Any]:
+    """The value after each step. Raises `ValueError` where there is none (the largest number of an empty list)."""
+    return [value := step.run(value) for step in steps]
+
+
+def trace(steps: Steps, found: Sequence[Any]) -> str:
     """`x*2=8 x+3=11`: the value after each step."""
-    found = []
-    for step in steps:
-        value = step.run(value)
-        found.append(f"{step.code}={show(value)}")
-    return " ".join(found)
+    return " ".join(f"{step.code}={show(value)}" for step, value in zip(steps, found, strict=True))
+
+
+def prose(steps: Steps, found: Sequence[Any]) -> str:
+    """The same in sentences."""
+    told = [f"{step.words}, which makes it {show(value)}." for step, value in zip(steps, found, strict=True)]
+    return "First " + " Then ".join(told)
 
 
 def _draw_steps(count: int, uniform: Iterator[float]) -> Steps:
@@ -208,7 +214,7 @@ def _draw_steps(count: int, uniform: Iterator[float]) -> Steps:
     kind: Kind = _pick(KINDS, uniform)
     steps: list[Operation] = []
     while len(steps) < count:
-        steps.append(_pick(_pick(_FAMILIES[kind], uniform), uniform))
+        steps.append(_pick(_pick(FAMILIES[kind], uniform), uniform))
         kind = steps[-1].gives
     return tuple(steps)
 
@@ -304,7 +310,7 @@ def _family(takes: Kind, gives: Kind, words: str, code: str, constants: Sequence
     ]
 
 
-_FAMILIES: dict[Kind, list[list[Operation]]] = {
+FAMILIES: dict[Kind, list[list[Operation]]] = {
     "number": [
         _family("number", "number", "add #", "x+#", range(1, 10)),
         _family("number", "number", "subtract #", "x-#", range(1, 10)),
@@ -347,9 +353,9 @@ _FAMILIES: dict[Kind, list[list[Operation]]] = {
 _ALTERNATIVES: dict[tuple[Kind, Kind], list[Operation]] = {
     (takes, gives): [
         *([Operation("nothing", "x", takes, gives, lambda x: x)] if takes == gives else []),
-        *(o for family in _FAMILIES[takes] for o in family if o.gives == gives),
+        *(o for family in FAMILIES[takes] for o in family if o.gives == gives),
     ]
     for takes in KINDS
     for gives in KINDS
 }
-_OPERATIONS = {(kind, o.words): o for kind in KINDS for family in _FAMILIES[kind] for o in family}
+OPERATIONS = {(kind, o.words): o for kind in KINDS for family in FAMILIES[kind] for o in family}

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import combinations_with_replacement
 
+import numpy as np
 from k2rl_rewards.countdown import Countdown
 
 from k2rl import rng
 from k2rl.types import Split, Task, Verdict
 from k2rl_envs.countdown import INSTRUCTION, combine_prompt
+from k2rl_envs.countdown_corruptions import corruptions
 from k2rl_envs.countdown_solver import solve
 from k2rl_envs.levels import Levels, level_shares, mixed
 
@@ -45,6 +47,9 @@ class TwentyFour:
     def gold(self, task: Task) -> str | None:
         solution = solve(tuple(sorted(task.reference["numbers"])), 24)
         return f"#### {solution}" if solution else None
+
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> dict[str, str]:
+        return corruptions(task.reference, response, draw, partial(self.verify, task))
 
     def _task(self, level: int, numbers: list[int]) -> Task:
         prompt = combine_prompt(numbers, 24, self.instruction)
