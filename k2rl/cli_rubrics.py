@@ -20,7 +20,13 @@ def list_rubrics(as_json: JsonFlag = False) -> None:
         print_json([found.to_json() for found in sets])
         return
     rows = [
-        {"set": s.name, "rubric": r.name, "short": r.short, "must": "yes" if r.mandatory else "", "weight": r.weight}
+        {
+            "set": s.name,
+            "rubric": r.name,
+            "short": r.short,
+            "must": "yes" if r.mandatory else "",
+            "weight": f"{r.weight:g}",
+        }
         for s in sets
         for r in s.rubrics
     ]

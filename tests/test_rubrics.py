@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from k2rl_envs.open_env import OpenEnv
 from test_cli import Cli
 
 from k2rl import rubrics
 from k2rl.errors import UserError
+from k2rl.recipe import Recipe
+from k2rl.recipe_files import resolve as resolve_recipe
 from k2rl.rubrics import Rubric, criteria, resolve
 
 Files = Callable[[str, str], Path]
+PAGE = (Path(__file__).parents[1] / "docs" / "rubrics.md").read_text("utf-8")
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.M | re.S)
 
 
 @pytest.fixture
@@ -175,3 +183,22 @@ def test_show(k2rl: Cli, in_folder: Files) -> None:
     only = k2rl.json("rubrics", "show", "no_praise", "--json")
     assert (only["name"], [r["name"] for r in only["rubrics"]]) == ("prescriptive", ["no_praise"])
     assert "did you mean 'core'?" in k2rl.mistake("rubrics", "show", "cores")
+
+
+def test_the_page_is_true(k2rl: Cli, in_folder: Files) -> None:
+    blocks = BLOCK.findall(PAGE)
+    for _, title, text in blocks:
+        if title:
+            in_folder(title, text)
+    said = ""
+    for language, title, text in blocks:
+        for line in text.splitlines() if language == "sh" else ():
+            code, out, err = k2rl(*shlex.split(line)[1:])
+            assert code == 0, err
+            said += out
+        if language == "yaml" and not title:
+            (spec,) = resolve_recipe(Recipe, yaml.safe_load(text)).envs.values()
+            env = OpenEnv(**{**spec.args, "test_share": 0.5})
+            assert [r.name for r in resolve(env.common)][-2:] == ["polite", "next_step"]
+    assert "A must: It ends with the one thing" in said
+    assert all(f"| `{name}` |" in PAGE for name in rubrics.shipped())
