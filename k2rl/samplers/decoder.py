@@ -136,10 +136,10 @@ class Decoder:
     def _prefilled(self, requests: Sequence[Request]) -> list[_Prefilled]:
         if not requests:
             return []
-        kv, logits_P_V = prefill(self.model, [r.prompt_ids for r in requests], self.pad_id)
+        prefix, logits_P_V = prefill(self.model, [r.prompt_ids for r in requests], self.pad_id)
         return [
             _Prefilled(
-                r, [(k[p, :, -len(r.prompt_ids) :], v[p, :, -len(r.prompt_ids) :]) for k, v in kv], logits_P_V[p]
+                r, [(k[p, :, -len(r.prompt_ids) :], v[p, :, -len(r.prompt_ids) :]) for k, v in prefix.kv], logits_P_V[p]
             )
             for p, r in enumerate(requests)
         ]

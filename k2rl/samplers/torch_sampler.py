@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from k2rl.models import one_thread_workers, refuse_partial_attention
 from k2rl.protocols import Completion, Request
 from k2rl.samplers.decoder import Decoder, empty
-from k2rl.samplers.prefill import prefill
+from k2rl.samplers.labels import score_labels
 
 _FEW = 16
 """Rows that are no longer worth several decoders: what a step costs whatever its rows would be paid by each."""
@@ -88,17 +88,10 @@ class TorchSampler:
         self._waiting = deque(r for r in self._waiting if not hit(r))
         return partials
 
-    @torch.inference_mode()
     def score_labels(self, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:
-        scores = np.empty((len(prompts), len(label_ids)), dtype=np.float32)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        labels = torch.tensor(list(label_ids), device=self.device)
-        for at in range(0, len(order), self.slots):
-            chunk = order[at : at + self.slots]
-            _, logits_P_V = prefill(self.model, [prompts[i] for i in chunk], self.pad_id, keep=False)
-            logprobs = logits_P_V.float().log_softmax(-1)[:, labels]
-            scores[chunk] = logprobs.cpu().numpy()
-        return scores
+        """What prompts have in common at their beginning is computed once."""
+        workers = len(self._decoders)
+        return score_labels(self.model, prompts, label_ids, self.pad_id, self.slots, self._threads, workers)
 
     def publish(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Copy the weights, unless they are shared with the trainer.
