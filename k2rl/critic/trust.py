@@ -1,0 +1,379 @@
+"""How far the judge can be trusted, measured each iteration on pairs it has not been trained on. Pure.
+
+    trust = Trust(Config())
+    trust.add(iteration, judged_pairs)                # verified pairs, and degradation pairs of open-ended envs
+    gates = trust.gates(iteration, ["writing"])       # {"writing": Gate(weight=0.4, reason="open", ...)}
+
+The weight of an open-ended environment is
+
+    w = clip((bound - max(0.5, best trivial rule)) / ramp, 0, 1)
+
+with the lower bound of the judge's accuracy on the degradation pairs of that environment's window (an own response
+against its corruption), and the accuracy on the same pairs of rules that need no judge: the longer one, the shorter
+one, the one in the right format. Verified pairs are the guard: significantly below the judge's own start or below
+chance there closes every gate. Too few pairs or tasks: closed. A guard with too few verified pairs says nothing.
+
+Bounds are Wilson's, with an effective number of pairs and Student's quantile. Pairs of one task are alike, so n pairs
+count as n / (1 + (m - 1) rho), m their size-weighted number a task, rho their correlation within tasks: estimated by
+analysis of variance and shrunk towards `_PRIOR_RHO`, for few tasks say little of it. A bootstrap over tasks has no
+width where every pair is right and is too narrow below some twenty tasks; this bound is neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from k2rl import rng
+from k2rl.critic.metrics import Labelled, fitted_temperature, intervals, measure
+from k2rl.critic.records import JudgedPair, Judgement
+
+Floats = NDArray[np.float64]
+
+RULES = ("longer", "shorter", "format")
+METRICS = ("accuracy", "order_agreement", "brier", "ece")
+_PRIOR_RHO, _PRIOR_TASKS = 0.2, 10
+"""The correlation within a task that is assumed beforehand, with the weight of so many tasks."""
+_LOGIT = 5.0
+"""Log-odds are cut here for their slope, or a few sure verdicts would decide it."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """When a judge's reward counts. All values are our own choices.
+
+    Args:
+        window: iterations whose pairs are looked at.
+        min_pairs, min_tasks: fewer of either in the window keep a gate closed, or the guard silent.
+        ramp: the weight is 1 where the bound is so far above the best trivial rule.
+        confidence: of the one-sided bound that opens a gate. At 0.995 a coin opens one in less than one of a hundred
+            windows, also a coin that is of one mind on each task.
+        guard_confidence: with which verified accuracy must have fallen.
+        guard_drop: the guard closes where verified accuracy is significantly more than this below its start.
+        resamples: of the bootstrap behind the reported intervals; no gate depends on it.
+
+    Raises:
+        ValueError: out of range.
+    """
+
+    window: int = 8
+    min_pairs: int = 30
+    min_tasks: int = 5
+    ramp: float = 0.1
+    confidence: float = 0.995
+    guard_confidence: float = 0.99
+    guard_drop: float = 0.0
+    resamples: int = 400
+
+    def __post_init__(self) -> None:
+        for name, least in {"window": 1, "min_pairs": 2, "min_tasks": 2, "resamples": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if self.ramp <= 0 or self.guard_drop < 0:
+            raise ValueError(f"ramp must be above 0, guard_drop 0 or more, got {self.ramp} and {self.guard_drop}")
+        for name in ("confidence", "guard_confidence"):
+            if not 0.5 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0.5 and 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One environment's weight, and why.
+
+    `reason`: `open`; `too_few_pairs`, `too_few_tasks`; `guard_below_start`, `guard_below_chance`;
+    `no_better_than_chance`, `no_better_than_longer`, `no_better_than_shorter`, `no_better_than_format`. `bound` is the
+    lower bound of the accuracy, `baseline` what it has to exceed, both None where there are no pairs. `alarm` is a line
+    for the user where an open gate has just closed.
+    """
+
+    weight: float
+    reason: str
+    bound: float | None
+    baseline: float | None
+    alarm: str | None = None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is kept of a judged pair. The better response is A; `format` is 1 if it alone has the right format, 0 if
+    the worse one alone does, else 0.5."""
+
+    iteration: int
+    env: str
+    task: str
+    kind: str
+    a_first: float
+    b_first: float
+    longer: int
+    ratio: float
+    format: float
+
+    @property
+    def verified(self) -> bool:
+        return self.kind == "verified"
+
+    @property
+    def correct(self) -> float:
+        return 0.5 + 0.5 * float(np.sign(round(self.a_first + self.b_first - 1, 12)))
+
+    def by_rule(self, rule: str) -> float:
+        """Whether a trivial rule is right, 0.5 where it has no choice."""
+        return {"longer": 0.5 + self.longer / 2, "shorter": 0.5 - self.longer / 2, "format": self.format}[rule]
+
+
+@dataclass(frozen=True)
+class _Share:
+    """An accuracy: its value, the effective number of pairs behind it, the pairs and the tasks."""
+
+    value: float
+    effective: float
+    pairs: int
+    tasks: int
+
+    @property
+    def variance(self) -> float:
+        """With two right and two wrong pairs added, so that a share of 1 has one."""
+        p = (self.value * self.effective + 2) / (self.effective + 4)
+        return p * (1 - p) / self.effective
+
+
+class Trust:
+    """See the module."""
+
+    def __init__(self, config: Config, seed: int = 0) -> None:
+        self._config, self._seed = config, seed
+        self._rows: list[_Row] = []
+        self._first: dict[str, int] = {}
+        self._start: dict[str, _Share] = {}
+        """Per env, the first whole window of verified pairs, where it had enough of them."""
+        self._open: set[str] = set()
+
+    def add(
+        self,
+        iteration: int,
+        pairs: Sequence[JudgedPair],
+        format_ok: Sequence[tuple[bool, bool] | None] | None = None,
+    ) -> None:
+        """Pairs judged in an iteration; `format_ok` says of the better and the worse response whether it has the form
+        the environment asks for.
+
+        Raises:
+            ValueError: not as many flags as pairs.
+        """
+        flags = [None] * len(pairs) if format_ok is None else format_ok
+        for judged, flag in zip(pairs, flags, strict=True):
+            pair, better, worse = judged.pair, len(judged.pair.better), len(judged.pair.worse)
+            self._rows.append(
+                _Row(
+                    iteration,
+                    pair.env,
+                    pair.task,
+                    pair.kind,
+                    judged.judgement.a_first,
+                    judged.judgement.b_first,
+                    (better > worse) - (better < worse),
+                    math.log((better + 1) / (worse + 1)),
+                    0.5 if flag is None else 0.5 + (flag[0] - flag[1]) / 2,
+                )
+            )
+            if pair.kind == "verified":
+                self._first.setdefault(pair.env, iteration)
+
+    def gates(self, iteration: int, envs: Sequence[str]) -> dict[str, Gate]:
+        """The gates of open-ended environments after an iteration's pairs; pairs before the window are forgotten."""
+        self._rows = [row for row in self._rows if row.iteration > iteration - self._config.window]
+        guard = self._guard(iteration)
+        gates = {}
+        for env in envs:
+            gate = self._gate([row for row in self._rows if row.env == env and not row.verified], guard)
+            if gate.weight == 0 and env in self._open:
+                alarm = f"critic: iteration {iteration}: the gate of {env} has closed: {gate.reason}"
+                if gate.bound is not None:
+                    alarm += f" (accuracy surely above {gate.bound:.2f}, needed {gate.baseline:.2f})"
+                gate = Gate(gate.weight, gate.reason, gate.bound, gate.baseline, alarm)
+            self._open = self._open | {env} if gate.weight else self._open - {env}
+            gates[env] = gate
+        return gates
+
+    def temperature(self, env: str) -> float:
+        """By what the log-odds of verdicts in an environment are to be divided, see `metrics.tempered`: fitted on its
+        degradation pairs in the window, 1 where these are too few."""
+        rows = [row for row in self._rows if row.env == env and not row.verified]
+        if self._too_few(rows):
+            return 1.0
+        return fitted_temperature(_labelled(rows)) or 1.0
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """Figures of the window as `<env>/verified` and `<env>/degradation`.
+
+        `pairs`, `tasks`; `METRICS`; `length_slope`: by how much the log-odds of the better response rise per unit of
+        the log of its length over the other's (None where the lengths do not vary); `RULES`: accuracies; `by_kind`:
+        the judge's accuracy by corruption; `ci95`: intervals by bootstrap over tasks, None where undefined.
+        """
+        groups: dict[str, list[_Row]] = defaultdict(list)
+        for row in self._rows:
+            groups[f"{row.env}/{'verified' if row.verified else 'degradation'}"].append(row)
+        return {name: self._figures(rows) for name, rows in sorted(groups.items())}
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next gates depend on, as JSON."""
+        return {
+            "rows": [list(astuple(row)) for row in self._rows],
+            "first": dict(self._first),
+            "start": {env: asdict(share) for env, share in self._start.items()},
+            "open": sorted(self._open),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self._rows = [_Row(*row) for row in state["rows"]]
+        self._first = dict(state["first"])
+        self._start = {env: _Share(**share) for env, share in state["start"].items()}
+        self._open = set(state["open"])
+
+    # --- the gate ----------------------------------------------------------------------------------------------
+
+    def _gate(self, rows: Sequence[_Row], guard: str | None) -> Gate:
+        if not rows:
+            return Gate(0.0, "too_few_pairs", None, None)
+        share = _share(rows)
+        rules = {"chance": 0.5} | {rule: float(np.mean([row.by_rule(rule) for row in rows])) for rule in RULES}
+        best = max(rules, key=lambda rule: rules[rule])
+        bound = _bounds(share, self._config.confidence)[0]
+        weight = min(max((bound - rules[best]) / self._config.ramp, 0.0), 1.0)
+        reason = self._too_few(rows) or guard or ("open" if weight else f"no_better_than_{best}")
+        return Gate(weight if reason == "open" else 0.0, reason, bound, rules[best])
+
+    def _guard(self, iteration: int) -> str | None:
+        """Why verified pairs close every gate, if they do. Accuracies of several environments are compared at their
+        shares of today's pairs: a change of these is no change of the judge."""
+        by_env: dict[str, list[_Row]] = defaultdict(list)
+        for row in self._rows:
+            if row.verified:
+                by_env[row.env].append(row)
+        for env, rows in by_env.items():
+            whole = iteration - self._first[env] + 1 >= self._config.window
+            if env not in self._start and whole and not self._too_few(rows):
+                self._start[env] = _share(rows)
+        everything = [row for rows in by_env.values() for row in rows]
+        if self._too_few(everything):
+            return None
+        if _bounds(_share(everything), self._config.guard_confidence)[1] < 0.5:
+            return "guard_below_chance"
+        since = {env: _share(rows) for env, rows in by_env.items() if env in self._start}
+        if since and self._fallen(since):
+            return "guard_below_start"
+        return None
+
+    def _fallen(self, now: Mapping[str, _Share]) -> bool:
+        pairs = sum(share.pairs for share in now.values())
+        drop = variance = 0.0
+        for env, share in now.items():
+            weight, start = share.pairs / pairs, self._start[env]
+            drop += weight * (start.value - share.value)
+            variance += weight**2 * (start.variance + share.variance)
+        tasks = min(sum(s.tasks for s in now.values()), sum(self._start[env].tasks for env in now))
+        return drop - _student(self._config.guard_confidence, tasks - 1) * math.sqrt(variance) > self._config.guard_drop
+
+    def _too_few(self, rows: Sequence[_Row]) -> str | None:
+        if len(rows) < self._config.min_pairs:
+            return "too_few_pairs"
+        return "too_few_tasks" if len({(row.env, row.task) for row in rows}) < self._config.min_tasks else None
+
+    # --- the report --------------------------------------------------------------------------------------------
+
+    def _figures(self, rows: Sequence[_Row]) -> dict[str, Any]:
+        labelled = _labelled(rows)
+        by_kind: dict[str, list[float]] = defaultdict(list)
+        for row in rows:
+            by_kind[row.kind].append(row.correct)
+        slope, slope_ci = self._length_slope(rows, labelled)
+        ci95 = intervals(labelled, METRICS, seed=self._seed, resamples=self._config.resamples)
+        return {
+            "pairs": len(rows),
+            "tasks": len({row.task for row in rows}),
+            **measure(labelled, METRICS),
+            "length_slope": slope,
+            **{rule: float(np.mean([row.by_rule(rule) for row in rows])) for rule in RULES},
+            "by_kind": {kind: float(np.mean(found)) for kind, found in sorted(by_kind.items())},
+            "ci95": {**ci95, "length_slope": slope_ci},
+        }
+
+    def _length_slope(self, rows: Sequence[_Row], labelled: Labelled) -> tuple[float | None, list[float] | None]:
+        p_N = np.clip(labelled.p_N, 1 / (1 + math.exp(_LOGIT)), 1 / (1 + math.exp(-_LOGIT)))
+        odds_N, ratio_N = np.log(p_N / (1 - p_N)), np.array([row.ratio for row in rows])
+        value = _slope(odds_N, ratio_N, np.ones((1, len(rows))))[0]
+        tasks = int(labelled.cluster_N.max()) + 1
+        if np.isnan(value) or tasks < 2:
+            return None if np.isnan(value) else float(value), None
+        draw = rng.generator("length slope", self._seed)
+        counts_R_C = draw.multinomial(tasks, np.full(tasks, 1 / tasks), size=self._config.resamples)
+        drawn_R = _slope(odds_N, ratio_N, counts_R_C[:, labelled.cluster_N].astype(float))
+        low, high = np.nanquantile(drawn_R, (0.025, 0.975)).tolist()
+        return float(value), [min(low, float(value)), max(high, float(value))]
+
+
+def _labelled(rows: Sequence[_Row]) -> Labelled:
+    judgements = [Judgement(row.a_first, row.b_first) for row in rows]
+    return Labelled.of(judgements, [True] * len(rows), clusters=[row.task for row in rows])
+
+
+def _slope(y_N: Floats, x_N: Floats, weights_R_N: Floats) -> Floats:
+    """Least squares with an intercept, per row of weights; NaN where x does not vary."""
+    total_R = weights_R_N.sum(-1)
+    mean_x_R, mean_y_R = weights_R_N @ x_N / total_R, weights_R_N @ y_N / total_R
+    spread_R = weights_R_N @ x_N**2 / total_R - mean_x_R**2
+    common_R = weights_R_N @ (x_N * y_N) / total_R - mean_x_R * mean_y_R
+    slope_R = np.full(len(weights_R_N), np.nan)
+    np.divide(common_R, spread_R, out=slope_R, where=spread_R > 1e-9)
+    return slope_R
+
+
+# --- bounds ----------------------------------------------------------------------------------------------------
+
+
+def _share(rows: Sequence[_Row]) -> _Share:
+    """The accuracy, and how many independent pairs it is worth."""
+    by_task: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        by_task[row.env, row.task].append(row.correct)
+    sizes = np.array([len(found) for found in by_task.values()], float)
+    means = np.array([np.mean(found) for found in by_task.values()])
+    n, tasks = len(rows), len(by_task)
+    value = float((sizes * means).sum() / n)
+    weighted = float((sizes**2).sum() / n)
+    rho = _PRIOR_RHO
+    if 1 < tasks < n:
+        between = float((sizes * (means - value) ** 2).sum()) / (tasks - 1)
+        inside = sum(float(((np.array(found) - np.mean(found)) ** 2).sum()) for found in by_task.values()) / (n - tasks)
+        size = (n - weighted) / (tasks - 1)
+        if between + inside > 0:
+            found = max(0.0, (between - inside) / (between + (size - 1) * inside))
+            rho = (tasks * found + _PRIOR_TASKS * _PRIOR_RHO) / (tasks + _PRIOR_TASKS)
+    return _Share(value, n / (1 + (weighted - 1) * rho), n, tasks)
+
+
+def _bounds(share: _Share, confidence: float) -> tuple[float, float]:
+    """One-sided lower and upper bounds: Wilson's formula with Student's quantile."""
+    n, p, t = share.effective, share.value, _student(confidence, share.tasks - 1)
+    centre, half = p + t * t / (2 * n), t * math.sqrt(p * (1 - p) / n + t * t / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + t * t / n)), min(1.0, (centre + half) / (1 + t * t / n))
+
+
+def _student(confidence: float, freedom: int) -> float:
+    """The quantile of Student's distribution, by its expansion around the normal one; within 2 % at 0.995 from 4
+    degrees of freedom on."""
+    z, v = NormalDist().inv_cdf(confidence), max(freedom, 1)
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
