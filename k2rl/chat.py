@@ -101,6 +101,30 @@ class Chat:
             return (*self._start_ids, *self.encode_untrusted(text))
         return self._encode_rendered(*self._render(messages, tools, generate=True))
 
+    def conversation(self, messages: Sequence[Message], generate: bool) -> tuple[tuple[int, ...], list[slice]]:
+        """The ids of a conversation, and where the content of each message is in them. Needs a template.
+
+        `generate` appends what opens the policy's turn.
+
+        Raises:
+            UserError: the template refuses these messages, or leaves some of them out.
+        """
+        rendered, contents = self._render(messages, None, generate)
+        ids, places = list[int](), list[slice]()
+        for i, piece in enumerate(_SENTINEL.split(rendered)):
+            start = len(ids)
+            ids += self._encode_trusted(piece) if i % 2 == 0 else self.encode_untrusted(contents[int(piece)])
+            if i % 2:
+                places.append(slice(start, len(ids)))
+        if len(places) != len(messages):
+            roles = ", ".join(str(m["role"]) for m in messages)
+            raise UserError(f"the chat template does not write each message of a conversation of roles {roles} once")
+        return tuple(ids), places
+
+    def token(self, text: str) -> int | None:
+        """The id of an added token; None where the tokenizer has no such token."""
+        return self._added_text.get(text)
+
     def extend(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The ids that follow a finished policy turn: the env's messages and the start of the next policy turn.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from k2rl import assets, cli_data, cli_rubrics
+from k2rl import assets, cli_data, cli_rewards, cli_rubrics
 from k2rl.cli_shared import JsonFlag
 from k2rl.cli_shared import arguments as _arguments
 from k2rl.cli_shared import print_json as _print_json
@@ -36,8 +36,7 @@ env_app = typer.Typer(help="List environments, check one, or start a new one.", 
 app.add_typer(env_app, name="env")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_rubrics.app, name="rubrics")
-rewards_app = typer.Typer(help="How far what gives the rewards can be trusted.", no_args_is_help=True)
-app.add_typer(rewards_app, name="eval-rewards")
+app.add_typer(cli_rewards.app, name="eval-rewards")
 sandbox_app = typer.Typer(help="Run untrusted programs for others.", no_args_is_help=True)
 app.add_typer(sandbox_app, name="sandbox")
 
@@ -243,38 +242,6 @@ def _eval_recipe(model: str, ids: Sequence[str], args: Sequence[str], max_tokens
             "budget": {"tokens": max_tokens},
         }
     return resolve(Recipe, {"model": {"path": model}, "envs": envs}, source="k2rl eval")
-
-
-@rewards_app.command("verifier")
-def eval_verifier(
-    reward: Annotated[str, typer.Option(help="name, module:Class or file.py:Class.")],
-    data: Annotated[Path, typer.Option(help="A JSONL of rows whose right verdict is known.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Write the report here.")],
-    rows_out: Annotated[Path | None, typer.Option(help="Also write the verdict on every row here, as JSONL.")] = None,
-    arg: Annotated[
-        list[str] | None, typer.Option(metavar="key=value", help="An argument of the reward; may repeat.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads  [default: twice the cores, 8 at most]")] = None,
-) -> None:
-    """Judge rows whose right verdict is known: agreement, false positives and negatives, errors."""
-    from k2rl import eval_rewards
-
-    eval_rewards.check_output("--json", json_file, {"--data": data})
-    if rows_out is not None:
-        eval_rewards.check_output("--rows-out", rows_out, {"--data": data, "--json": json_file})
-    report, judged = eval_rewards.evaluate(reward, data, _arguments(arg or []), workers=workers)
-    eval_rewards.write(report, judged, json_file, rows_out)
-    wrong = [j.to_json() for j in judged if not j.agrees]
-    if wrong:
-        _print_table(wrong[:20], ("id", "line", "expected", "status", "detail"))
-    if len(wrong) > 20:
-        print(f"{len(wrong) - 20} more disagreements{'; --rows-out lists all' if rows_out is None else ''}")
-    low, high = report["ci95"]["agreement"]
-    print(
-        f"{reward} agrees on {100 * report['agreement']:.2f} % of {report['n']} rows "
-        f"(95 %: {100 * low:.2f} to {100 * high:.2f}), {report['false_positive']} false positives, "
-        f"{report['false_negative']} false negatives, {report['errors']} errors, {report['per_second']:.0f} rows/s"
-    )
 
 
 @app.command()

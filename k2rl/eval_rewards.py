@@ -18,7 +18,6 @@ call malformed. So where a reward calls a prediction malformed and has a method 
 from __future__ import annotations
 
 import ast
-import json
 import os
 import threading
 import time
@@ -33,6 +32,7 @@ from k2rl.errors import UserError, failed
 from k2rl.intervals import wilson, wilson_count
 from k2rl.progress import bar, console
 from k2rl.protocols import Reward
+from k2rl.records import json_lines
 from k2rl.types import SCHEMA_VERSION, Status, Verdict
 
 EXPECTED = {"accept": True, "reject": False}
@@ -173,36 +173,6 @@ def _report(reward: str, data: Path, judged: Sequence[Judged], wall_s: float) ->
     }
 
 
-def write(report: Mapping[str, Any], judged: Sequence[Judged], json_file: Path, rows_out: Path | None) -> None:
-    """Write the report, and one line per row where asked for; each file is whole or not there."""
-    if rows_out is not None:
-        _replace(rows_out, "".join(json.dumps(j.to_json()) + "\n" for j in judged))
-    _replace(json_file, json.dumps(report, indent=2) + "\n")
-
-
-def check_output(option: str, path: Path, taken: Mapping[str, Path]) -> None:
-    """Refuse, before the work, a file that can't be written after it, or that would overwrite another option's.
-
-    Raises:
-        UserError: it is a folder, lies in none that exists and is writable, or is the file of an option in `taken`.
-    """
-    for other, file in taken.items():
-        if path.resolve() == file.resolve():
-            raise UserError(f"{option} {path} is the file of {other}: give another")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{option} {path}: give a file in a folder that exists and is writable")
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".draft-{path.name}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise UserError(f"can't write {path}: {error.strerror}") from None
-
-
 # --- rows ------------------------------------------------------------------------------------------------------
 
 
@@ -214,22 +184,12 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.is_file():
         raise UserError(f"--data {path}: no such file; give a JSONL of rows")
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        at = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {at}: not UTF-8 text ({error.reason})") from None
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from None
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                rows.append(_row(number, json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not JSON: {error.msg} (column {error.colno})") from None
-            except _RowError as error:
-                raise UserError(f"{path}, line {number}: {error}") from None
+    for number, record in json_lines(path):
+        try:
+            rows.append(_row(number, record))
+        except _RowError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
     if not rows:
         raise UserError(f"{path} holds no rows")
     return rows

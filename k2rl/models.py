@@ -61,7 +61,7 @@ def describe(config: ModelConfig) -> Description:
     transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()  # A dead network is one line of ours, not a dozen retries of theirs.
     transformers_logging.disable_progress_bar()
-    with _loading(config):
+    with loading(config):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         described = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     return Description(path, described, tokenizer, Chat(tokenizer, _generation_stops(path)))
@@ -74,7 +74,7 @@ def load_policy(config: ModelConfig, seed: int = 0) -> Policy:
         UserError: there is no loadable causal LM, or it can't have the adapters asked for.
     """
     found, device = describe(config), pick_device(config.device)
-    with _loading(config):
+    with loading(config):
         model = AutoModelForCausalLM.from_pretrained(
             found.path,
             dtype=dtype_named(config.dtype),
@@ -88,7 +88,8 @@ def load_policy(config: ModelConfig, seed: int = 0) -> Policy:
 
 
 @contextmanager
-def _loading(config: ModelConfig) -> Iterator[None]:
+def loading(config: ModelConfig) -> Iterator[None]:
+    """Around transformers' loading: what it raises is a `UserError` of one line."""
     try:
         yield
     except (OSError, ValueError) as error:

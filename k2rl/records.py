@@ -44,7 +44,7 @@ def _read(source: str | Path) -> Iterator[tuple[str, object]]:
     path = Path(source).expanduser()
     if not path.is_file():
         raise UserError(f"no data file {path} (looked in {Path.cwd()})")
-    readers = {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet}
+    readers = {".jsonl": _lines, ".json": _json_list, ".parquet": _parquet}
     if path.suffix not in readers:
         raise UserError(f"{path}: can't read {path.suffix or 'a file without suffix'}: use {', '.join(KINDS)}")
     return readers[path.suffix](path)
@@ -60,12 +60,21 @@ def _text(path: Path) -> str:
         raise UserError(f"can't read {path}: {error.strerror}") from None
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
+def _lines(path: Path) -> Iterator[tuple[str, object]]:
+    return ((f"line {number}", record) for number, record in json_lines(path))
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, object]]:
+    """The number and the content of every line of a JSONL that is not empty.
+
+    Raises:
+        UserError: a file that can't be read, or a line that is not JSON.
+    """
     # Not splitlines(): JSON strings may hold U+2028 and its like.
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
+                yield number, json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number}: not JSON: {error.msg} (column {error.colno})") from None
 

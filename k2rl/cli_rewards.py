@@ -1,0 +1,118 @@
+"""`k2rl eval-rewards`: how far what gives the rewards can be trusted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import typer
+
+from k2rl import outputs
+from k2rl.cli_shared import arguments, print_table
+from k2rl.errors import UserError
+
+app = typer.Typer(help="How far what gives the rewards can be trusted.", no_args_is_help=True)
+
+JsonFile = Annotated[Path, typer.Option("--json", help="Write the report here.")]
+RowsOut = Annotated[Path | None, typer.Option(help="Also write the verdict on every row here, as JSONL.")]
+
+
+TooLong = Literal["skip", "cut"]
+
+
+@app.command("verifier")
+def eval_verifier(
+    reward: Annotated[str, typer.Option(help="name, module:Class or file.py:Class.")],
+    data: Annotated[Path, typer.Option(help="A JSONL of rows whose right verdict is known.")],
+    json_file: JsonFile,
+    rows_out: RowsOut = None,
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="key=value", help="An argument of the reward; may repeat.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads  [default: twice the cores, 8 at most]")] = None,
+) -> None:
+    """Judge rows whose right verdict is known: agreement, false positives and negatives, errors."""
+    from k2rl import eval_rewards
+
+    _check_outputs({"--data": data}, {"--json": json_file, "--rows-out": rows_out})
+    report, judged = eval_rewards.evaluate(reward, data, arguments(arg or []), workers=workers)
+    _write(report, judged, json_file, rows_out)
+    wrong = [j.to_json() for j in judged if not j.agrees]
+    if wrong:
+        print_table(wrong[:20], ("id", "line", "expected", "status", "detail"))
+    if len(wrong) > 20:
+        print(f"{len(wrong) - 20} more disagreements{'; --rows-out lists all' if rows_out is None else ''}")
+    low, high = report["ci95"]["agreement"]
+    print(
+        f"{reward} agrees on {100 * report['agreement']:.2f} % of {report['n']} rows "
+        f"(95 %: {100 * low:.2f} to {100 * high:.2f}), {report['false_positive']} false positives, "
+        f"{report['false_negative']} false negatives, {report['errors']} errors, {report['per_second']:.0f} rows/s"
+    )
+
+
+@app.command("judge")
+def eval_judge(
+    data: Annotated[str, typer.Option(help="Pairs, or best-of-n rows: .jsonl, .json, .parquet or hf:REPO.")],
+    json_file: JsonFile,
+    model: Annotated[str | None, typer.Option(help="A reward model: a transformers folder or a hub id.")] = None,
+    recorded: Annotated[Path | None, typer.Option(help="A JSONL of verdicts, instead of a model.")] = None,
+    too_long: Annotated[
+        TooLong, typer.Option(help="What does not fit the model has no verdict, or its responses are cut.")
+    ] = "skip",
+    rows_out: RowsOut = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it: .html, .svg or .png.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto (float32), float32 or bfloat16.")] = "auto",
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")] = False,
+) -> None:
+    """Have a judge compare responses of which the better one is known: accuracy, calibration, biases."""
+    from rich.console import Console
+
+    from k2rl import eval_judge as judging
+    from k2rl import judge_plot
+
+    if (model is None) == (recorded is None):
+        raise UserError("give --model or --recorded, one of them")
+    if recorded is not None and too_long != "skip":
+        raise UserError("--too-long is for --model, not for --recorded")
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"--dtype {dtype}: use auto, float32 or bfloat16")
+    inputs = {"--data": Path(data)} | ({"--recorded": recorded} if recorded else {})
+    _check_outputs(inputs, {"--json": json_file, "--rows-out": rows_out, "--plot": plot})
+    if plot is not None:
+        judge_plot.check(plot)
+    judge: judging.Judge
+    if recorded is not None:
+        judge = judging.Recorded(recorded)
+    else:
+        from k2rl.judges import load
+        from k2rl.recipe import ModelConfig
+
+        config = ModelConfig(path=str(model), dtype=dtype, trust_remote_code=trust_remote_code)
+        judge = load(config, cut=too_long == "cut")
+    report, judged = judging.evaluate(data, judge, name=str(model or recorded))
+    _write(report, judged, json_file, rows_out)
+    if plot is not None:
+        judge_plot.draw(report, plot)
+    for table in judging.tables(report):
+        Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+class _Row(Protocol):
+    def to_json(self) -> dict[str, Any]: ...
+
+
+def _check_outputs(inputs: Mapping[str, Path], given: Mapping[str, Path | None]) -> None:
+    """Refuse, before the work, what can't be written or would overwrite an input or another output."""
+    taken = dict(inputs)
+    for option, path in given.items():
+        if path is not None:
+            outputs.check(option, path, taken)
+            taken[option] = path
+
+
+def _write(report: Mapping[str, Any], judged: Sequence[_Row], json_file: Path, rows_out: Path | None) -> None:
+    if rows_out is not None:
+        outputs.write_lines(rows_out, (j.to_json() for j in judged))
+    outputs.write_json(json_file, report)
