@@ -78,7 +78,8 @@ def main() -> None:
         run = Run(recipe, parts)
         for iteration in range(1, args.iterations + 1):
             started = time.perf_counter()
-            metrics, groups = run.iterate(iteration)
+            metrics, ranked = run.iterate(iteration)
+            groups = list(ranked.groups)
             log.iteration(metrics, groups)
             seconds = time.perf_counter() - started
             scored = score(groups, recipe.envs, parts.objective, 1.0)

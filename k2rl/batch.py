@@ -19,7 +19,8 @@ from k2rl.types import Rollout, ScoredGroup
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Texts with target tokens at T = 1: PTX examples or SFT demonstrations. Shapes as in `Batch`."""
+    """Texts with target tokens at T = 1: PTX examples, demonstrations, judged pairs. Shapes as in `Batch`; the mask
+    holds each target token's weight."""
 
     tokens_B_L: torch.Tensor
     mask_B_L: torch.Tensor
@@ -31,7 +32,7 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """One mini-batch: whole groups, and the PTX texts that go with them.
+    """One mini-batch: whole groups, and the PTX texts and judged pairs that go with them.
 
     Shapes: (B, L) tokens, mask, log-probs of the sampling policy, temperatures (1 where no policy token is);
     (B,) true lengths, the number of the prompt (the same for rows that begin with the same `prompt_lengths_B` tokens),
@@ -48,21 +49,38 @@ class Batch:
     advantages_B: torch.Tensor
     coefficients_B: torch.Tensor
     ptx: TextBatch | None = None
+    critic: TextBatch | None = None
     first_of_iteration: bool = False
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text to learn: token ids, of which those from `start` on are targets."""
+    """A text to learn: token ids, of which the first `start` are the prompt.
+
+    `targets` are spans (first, end, weight) of tokens to learn; by default all after the prompt. The first `shared`
+    tokens are computed once for all examples of a batch that begin with the same.
+    """
 
     ids: tuple[int, ...]
     start: int
+    targets: tuple[tuple[int, int, float], ...] | None = None
+    shared: int = 0
+
+    @property
+    def spans(self) -> tuple[tuple[int, int, float], ...]:
+        return ((self.start, len(self.ids), 1.0),) if self.targets is None else self.targets
 
 
 def batches(
-    groups: Sequence[ScoredGroup], objective: Objective, updates: int, texts: Sequence[TextBatch | None], pad_id: int
+    groups: Sequence[ScoredGroup],
+    objective: Objective,
+    updates: int,
+    texts: Sequence[TextBatch | None],
+    pad_id: int,
+    judged: Sequence[TextBatch | None] = (),
 ) -> Iterator[Batch]:
-    """Mini-batches of whole groups, as even as they come; the u-th carries `texts[u]`.
+    """Mini-batches of whole groups, as even as they come; the u-th carries the PTX texts `texts[u]` and, where there
+    are any, the judged pairs `judged[u]`.
 
     Groups are dealt out in turn, so that each mini-batch has the mixture of envs. Fewer groups than updates give
     fewer mini-batches.
@@ -76,25 +94,29 @@ def batches(
             advantages_B=torch.tensor([a for g in chosen for a in g.advantages], dtype=torch.float32),
             coefficients_B=torch.tensor([c for group in coefficients for c in group], dtype=torch.float32),
             ptx=texts[update],
+            critic=judged[update] if judged else None,
             first_of_iteration=update == 0,
         )
 
 
 def text_batch(examples: Sequence[Example], weight: float, pad_id: int) -> TextBatch:
-    """Examples with coefficient weight / (target tokens of all of them)."""
+    """Examples with coefficient weight / (target tokens of all of them, each as often as its weight says)."""
     lengths = [len(e.ids) for e in examples]
     tokens = np.full((len(examples), max(lengths)), pad_id, dtype=np.int64)
     mask = np.zeros(tokens.shape, dtype=np.float32)
+    prompts: dict[tuple[int, ...], int] = {}
     for b, example in enumerate(examples):
         tokens[b, : lengths[b]] = example.ids
-        mask[b, example.start : lengths[b]] = 1.0
+        prompts.setdefault(example.ids[: example.shared] or (-1, b), len(prompts))
+        for first, end, share in example.spans:
+            mask[b, first:end] = share
     coefficient = weight / max(float(mask.sum()), 1.0)
     return TextBatch(
         torch.from_numpy(tokens),
         torch.from_numpy(mask),
         torch.tensor(lengths),
-        torch.arange(len(examples)),
-        torch.zeros(len(examples), dtype=torch.int64),
+        torch.tensor([prompts[e.ids[: e.shared] or (-1, b)] for b, e in enumerate(examples)]),
+        torch.tensor([e.shared for e in examples]),
         torch.full((len(examples),), coefficient),
     )
 
@@ -132,7 +154,7 @@ def _order(batch: Batch | TextBatch) -> torch.Tensor:
 def _rows(batch: T, rows: torch.Tensor) -> T:
     """Some rows of a batch, as wide as the longest of them."""
     length = int(batch.lengths_B[rows].max())
-    cut: dict[str, object] = {"ptx": None} if isinstance(batch, Batch) else {}
+    cut: dict[str, object] = {"ptx": None, "critic": None} if isinstance(batch, Batch) else {}
     for f in fields(batch):
         value = getattr(batch, f.name)
         if isinstance(value, torch.Tensor):

@@ -12,22 +12,35 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from k2rl.errors import UserError
 from k2rl.protocols import Trainer
 from k2rl.types import SCHEMA_VERSION
 
 _FILES = {"weights.safetensors", "optimizer.safetensors", "state.json"}
+_CRITIC = {"critic.safetensors"}
 
 
-def save(root: Path, iteration: int, trainer: Trainer, state: dict[str, Any], keep: int) -> Path:
+class Saved(Protocol):
+    """What else a run trains: writes its tensors into `critic.safetensors` of an existing folder, and reads them."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+def save(
+    root: Path, iteration: int, trainer: Trainer, state: dict[str, Any], keep: int, critic: Saved | None = None
+) -> Path:
     """Write the checkpoint of `iteration` and delete all but the `keep` newest."""
     target, draft = root / f"{iteration:06d}", root / f".draft-{iteration:06d}"
     root.mkdir(exist_ok=True)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     trainer.save(draft)
+    if critic is not None:
+        critic.save(draft)
     state = {"schema_version": SCHEMA_VERSION, "iteration": iteration, **state}
     (draft / "state.json").write_text(json.dumps(state), encoding="utf-8")
     files = {path.name: _checksum(path) for path in sorted(draft.iterdir())}
@@ -48,8 +61,8 @@ def existing(root: Path) -> list[Path]:
     return sorted(p for p in root.glob("[0-9]*") if p.is_dir())
 
 
-def load(root: Path, trainer: Trainer) -> dict[str, Any] | None:
-    """Load the newest checkpoint into the trainer and return its state; None if there is none.
+def load(root: Path, trainer: Trainer, critic: Saved | None = None) -> dict[str, Any] | None:
+    """Load the newest checkpoint into the trainer (and the critic) and return its state; None if there is none.
 
     Raises:
         UserError: it is damaged, of another version, or of another model.
@@ -67,7 +80,7 @@ def load(root: Path, trainer: Trainer) -> dict[str, Any] | None:
                 f"{SCHEMA_VERSION}: resume it with the version that wrote it"
             )
         files = manifest["files"]
-        if set(files) != _FILES:
+        if set(files) != _FILES | (_CRITIC if critic is not None else set()):
             raise ValueError(f"its manifest names {', '.join(sorted(files)) or 'nothing'}")
         for name, checksum in files.items():
             if _checksum(newest / name) != checksum:
@@ -78,6 +91,8 @@ def load(root: Path, trainer: Trainer) -> dict[str, Any] | None:
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise UserError(f"checkpoint {newest} is damaged ({error}): {fix}") from None
     trainer.load(newest)
+    if critic is not None:
+        critic.load(newest)
     return state
 
 

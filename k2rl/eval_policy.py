@@ -11,6 +11,7 @@ import numpy as np
 from k2rl import budget, rng
 from k2rl.curriculum import fitting, pool
 from k2rl.difficulty import tasks_of
+from k2rl.env import Env
 from k2rl.envpool import EnvPool
 from k2rl.errors import UserError
 from k2rl.intervals import wilson
@@ -146,6 +147,7 @@ def evaluate(
     check_sampling(n, k, samples, temperature)
     pool_of_envs = EnvPool(envs, workers=2, run=run)
     try:
+        check_verdicts(pool_of_envs.templates)
         policy = load_policy(model)
         sampler = TorchSampler(policy.model, policy.chat.pad_id, slots)
         tasks = held_out(policy, pool_of_envs, seed, n, split)
@@ -164,6 +166,16 @@ def evaluate(
         "seed": seed,
         "envs": results,
     }
+
+
+def check_verdicts(envs: Mapping[str, Env]) -> None:
+    """Refuse what has no right and wrong. Raises `UserError`."""
+    for name, env in envs.items():
+        if env.open_ended:
+            raise UserError(
+                f"env {name} is open-ended: its responses are compared with each other, none is right or wrong, so "
+                "there is no pass rate; leave it out"
+            )
 
 
 def check_sampling(n: int, k: int, samples: int, temperature: float) -> None:

@@ -1,7 +1,7 @@
 """Reinforcement learning, one iteration at a time.
 
-Left out here on purpose: the critic and its pairs, and everything beyond one process. What the disk holds is
-`runlog.py`'s and `checkpoint.py`'s; this page is the algorithm.
+Left out here on purpose: everything beyond one process. What the disk holds is `runlog.py`'s and `checkpoint.py`'s;
+this page is the algorithm.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import torch
 from k2rl import checkpoint
 from k2rl.batch import TextBatch, batches, text_batch
 from k2rl.budget import Moment
+from k2rl.critic.critic import Ranked
 from k2rl.curriculum import Curriculum
 from k2rl.losses import Objective
-from k2rl.progress import live
+from k2rl.progress import console, live
 from k2rl.recipe import Recipe
 from k2rl.runlog import RunLog, writing
 from k2rl.scoring import score
 from k2rl.setup import Parts, build, evaluation, summary_of
-from k2rl.types import FAILURES, Group, Task, mean
+from k2rl.types import FAILURES, Task, mean
 
 
 class Run:
@@ -36,8 +37,8 @@ class Run:
         self.restart: list[Task] = []
         """Tasks whose interrupted groups could be neither restored nor replayed."""
 
-    def iterate(self, iteration: int) -> tuple[dict[str, float], list[Group]]:
-        """One iteration: metrics, and the groups it was made of."""
+    def iterate(self, iteration: int) -> tuple[dict[str, float], Ranked]:
+        """One iteration: metrics, and the groups it was made of with what the critic made of them."""
         recipe, parts = self.recipe, self.parts
         progress = (iteration - 1) / max(recipe.run.iterations, 1)
         started = time.perf_counter()
@@ -46,21 +47,28 @@ class Run:
             fresh = recipe.rollout.tasks - len(parts.driver.pending) - len(again)
             tasks = again + parts.curriculum.next(max(fresh, 0), progress)
             groups = parts.driver.collect(tasks, iteration, lambda env: parts.temperature(env, progress))
+        with self.clock("judge"):
+            ranked = parts.critic.rank(groups, iteration) if parts.critic else Ranked(tuple(groups))
         with self.clock("score"):
             moment = Moment(iteration, progress, parts.driver.estimates)
-            scored = score(groups, recipe.envs, parts.objective, recipe.run.max_failure_rate, moment)
-            parts.curriculum.learn(groups)
+            rate = recipe.run.max_failure_rate
+            scored = score(ranked.groups, recipe.envs, parts.objective, rate, moment, ranked.weights)
+            parts.curriculum.learn(ranked.groups)
         with self.clock("train"):
             updates = recipe.trainer.updates_per_iteration
             texts = [self.ptx_texts(progress) for _ in range(updates)]
+            judged = parts.critic.joint(iteration, updates) if parts.critic else []
             lr = recipe.optim.lr.at(progress)
             stats = [
                 parts.trainer.step(batch, lr=lr)
-                for batch in batches(scored.groups, parts.objective, updates, texts, parts.policy.chat.pad_id)
+                for batch in batches(scored.groups, parts.objective, updates, texts, parts.policy.chat.pad_id, judged)
             ]
+        with self.clock("critic"):
+            learned = parts.critic.step(iteration, progress) if parts.critic else {}
         with self.clock("sync"):
             parts.sampler.publish(parts.trainer.named_tensors(), iteration)
         metrics = {"iteration": iteration, **scored.metrics, **_averages(stats), **parts.curriculum.metrics()}
+        metrics |= {**ranked.metrics, **learned}
         metrics["errors/groups_restarted"] = float(len(again))
         metrics |= {f"errors/slow_calls/{env}": float(n) for env, n in parts.envs.watchdog.take_slow().items()}
         tokens = sum(r.policy_tokens for g in groups for r in g.rollouts)
@@ -68,7 +76,7 @@ class Run:
         metrics |= {f"time/{k}": v for k, v in self.times.items()} | {"time/iteration": total}
         metrics["perf/tokens_per_s"] = tokens / total
         self.times = {}
-        return metrics, groups
+        return metrics, ranked
 
     def ptx_texts(self, progress: float) -> TextBatch | None:
         """The PTX examples of one update, or None in a run without PTX."""
@@ -92,6 +100,7 @@ class Run:
             "ptx_given": parts.ptx.given if parts.ptx else 0,
             "pending": parts.driver.state(),
             "budgets": parts.driver.estimates,
+            "critic": parts.critic.state() if parts.critic else None,
             **extra,
         }
 
@@ -103,6 +112,8 @@ class Run:
         self.restart = parts.driver.restore(state["pending"])
         # Once estimated they hold for the whole run, whatever the file says by now.
         parts.driver.estimates = state["budgets"]
+        if parts.critic:
+            parts.critic.restore(state["critic"])
         parts.sampler.publish(parts.trainer.named_tensors(), state["iteration"])
 
 
@@ -135,7 +146,8 @@ def train(
 
 def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
     recipe, parts = run.recipe, run.parts
-    state = checkpoint.load(log.checkpoints, parts.trainer) if resume else None
+    learner = parts.critic.learner if parts.critic else None
+    state = checkpoint.load(log.checkpoints, parts.trainer, learner) if resume else None
     log.truncate(state["iteration"] if state else 0)
     if state:
         run.restore(state)
@@ -145,17 +157,18 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
     started = time.perf_counter() - elapsed
     with live("training", quiet) as show:
         for iteration in range(first, recipe.run.iterations + 1):
-            metrics, groups = run.iterate(iteration)
+            metrics, ranked = run.iterate(iteration)
+            for alarm in ranked.alarms:
+                console.print(f"iteration {iteration}: {alarm}", style="bold red", markup=False, soft_wrap=True)
             if recipe.run.eval_every and iteration % recipe.run.eval_every == 0:
                 results = evaluation(recipe, parts, True, "during")
                 metrics |= {f"eval/{env}/pass@1": r["pass@1"] for env, r in results.items()}
-            log.iteration(metrics, groups)
+            log.iteration(metrics, ranked.groups, [critique.to_json() for critique in ranked.critiques])
             if iteration % recipe.run.checkpoint_every == 0 or iteration == recipe.run.iterations:
                 extra = {"eval_before": before, "wall_s": time.perf_counter() - started}
                 with writing(log.checkpoints):
-                    checkpoint.save(
-                        log.checkpoints, iteration, parts.trainer, run.state(extra), recipe.run.checkpoints_kept
-                    )
+                    kept = recipe.run.checkpoints_kept
+                    checkpoint.save(log.checkpoints, iteration, parts.trainer, run.state(extra), kept, learner)
             show(iteration, recipe.run.iterations, _status(metrics, parts.curriculum))
     wall = time.perf_counter() - started
     log.replace_folder("model", parts.save_model)

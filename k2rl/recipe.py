@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from k2rl.budget import BudgetConfig
+from k2rl.critic.tournament import Config as TournamentConfig
+from k2rl.critic.trust import Config as TrustConfig
 from k2rl.schedules import Schedule
 
 
@@ -138,9 +140,40 @@ class PtxConfig:
 
 @dataclass
 class CriticConfig:
-    """The rubric critic."""
+    """The rubric critic: the policy in its judging role ranks the responses to open-ended tasks, and what the verifiers
+    say about its own answers keeps it calibrated. Published is that this is done, not how: all values are own choices.
+
+    `weights` that judge: `shared` (the policy as it is now), or `copy` (a copy of it from the run's start). `rubrics`
+    are judged by beside those of each open-ended env and task. `reasoning_tokens` above 0 lets the judge argue before
+    its verdict, instead of reading off the log-probs of two labels. `degradations` of each open-ended group's own
+    responses per iteration measure how far the judge can be trusted; with `gate` that weighs the group's advantages.
+
+    `recalibrate`: `step` (updates of the critic's own after the policy's, with `optim`), `joint` (its loss, times
+    `coefficient`, is part of the policy's updates), or `off` (frozen, if `weights` is copy). An iteration brings at
+    most `pairs` new verified pairs; an update takes `batch` from those of the last `window` iterations, a share
+    `replay` of them corruptions of gold responses as in SFT. `label` weighs the verdict's token, `text` each token of
+    the better response where it comes first. `labels`: `verified`, or `random` (a control).
+    """
 
     enabled: bool = False
+    weights: str = "shared"
+    rubrics: list[str] = field(default_factory=list)
+    reasoning_tokens: int = 0
+    tournament: TournamentConfig = field(default_factory=TournamentConfig)
+    degradations: int = 8
+    gate: bool = True
+    trust: TrustConfig = field(default_factory=TrustConfig)
+    recalibrate: str = "step"
+    coefficient: float = 1.0
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=Schedule(start=1e-5)))
+    steps: int = 1
+    pairs: int = 64
+    batch: int = 64
+    window: int = 8
+    replay: float = 0.25
+    label: float = 1.0
+    text: float = 0.0
+    labels: str = "verified"
 
 
 @dataclass
@@ -203,6 +236,16 @@ class SftModelConfig(ModelConfig):
 
 
 @dataclass
+class SftPairs:
+    """Preference pairs, which teach the model to judge: a gold response against each of its corruptions, in both
+    orders, for a share of an env's tasks. `shares`: env -> that share; `label` weighs the verdict's token against a
+    token of a demonstration."""
+
+    shares: dict[str, float] = field(default_factory=dict)
+    label: float = 20.0
+
+
+@dataclass
 class SftConfig:
     """`pool` of each env bounds its demonstrations. `ema` averages the weights over about that many steps; the
     average is what is evaluated and saved (in `save_dtype`).
@@ -221,6 +264,7 @@ class SftConfig:
     stages: list[float] = field(default_factory=lambda: [1.0])
     cooldown_share: float = 0.15
     save_dtype: str = "float32"
+    pairs: SftPairs = field(default_factory=SftPairs)
     stop: SftStop = field(default_factory=SftStop)
 
 

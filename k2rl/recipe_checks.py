@@ -180,8 +180,7 @@ def _train_problems(recipe: Recipe) -> list[str]:
     found += _one_of("model.dtype", recipe.model.dtype, ["auto", "float32", "bfloat16"])
     found += _lora_problems(recipe.model.lora)
     found += _temperature_problems("temperature", recipe.temperature)
-    if recipe.critic.enabled:
-        found.append("critic.enabled is true: this version has no critic; set it to false")
+    found += _critic_problems(recipe)
     if not 0 < rollout.pause_share <= 1:
         found.append(f"rollout.pause_share is {rollout.pause_share}: it lies in (0, 1]")
     if not 0 < run.patience_s <= run.stuck_s < math.inf:
@@ -197,6 +196,44 @@ def _train_problems(recipe: Recipe) -> list[str]:
             "a mini-batch holds at least one whole group"
         )
     return found
+
+
+def _critic_problems(recipe: Recipe) -> list[str]:
+    critic = recipe.critic
+    found = _at_least(
+        {
+            "critic.reasoning_tokens": (critic.reasoning_tokens, 0),
+            "critic.degradations": (critic.degradations, 0),
+            "critic.coefficient": (critic.coefficient, 0),
+            "critic.steps": (critic.steps, 1),
+            "critic.pairs": (critic.pairs, 0),
+            "critic.batch": (critic.batch, 1),
+            "critic.window": (critic.window, 1),
+            "critic.label": (critic.label, 0),
+            "critic.text": (critic.text, 0),
+        }
+    )
+    found += _one_of("critic.weights", critic.weights, ["shared", "copy"])
+    found += _one_of("critic.recalibrate", critic.recalibrate, ["step", "joint", "off"])
+    found += _one_of("critic.labels", critic.labels, ["verified", "random"])
+    found += [f"critic.tournament.{problem}" for problem in critic.tournament.problems()]
+    found += [f"critic.trust.{problem}" for problem in critic.trust.problems()]
+    found += [f"critic.{problem}" for problem in _optim_problems(critic.optim)]
+    found += _schedule_problems({"critic.optim.lr": critic.optim.lr})
+    if not 0 <= critic.replay <= 1:
+        found.append(f"critic.replay is {critic.replay}: it is a share in [0, 1]")
+    if critic.recalibrate == "joint" and critic.weights == "copy":
+        found.append(
+            "critic.recalibrate=joint has no effect on critic.weights=copy: take step or off, or weights=shared"
+        )
+    if critic.enabled and critic.gate and not critic.degradations:
+        found.append("critic.degradations is 0: the gate would stay shut; give some, or set critic.gate=false")
+    if critic.recalibrate == "step" and critic.weights == "shared" and recipe.model.dtype == "bfloat16":
+        found.append(
+            "critic.recalibrate=step on shared bfloat16 weights would have two float32 masters: take joint, or "
+            "critic.weights=copy"
+        )
+    return found if critic.enabled else []
 
 
 def _lora_problems(lora: LoraConfig | None) -> list[str]:
@@ -241,6 +278,13 @@ def _sft_problems(recipe: SftRecipe) -> list[str]:
             "model.scratch.vocab_size": (scratch.vocab_size, 300),
         }
     )
+    for name, share in sft.pairs.shares.items():
+        if name not in recipe.envs:
+            found.append(f"sft.pairs.shares.{name}: there is no such env; there are {', '.join(recipe.envs)}")
+        if not 0 <= share <= 1:
+            found.append(f"sft.pairs.shares.{name} is {share}: it is a share in [0, 1]")
+    if not 0 < sft.pairs.label < math.inf:
+        found.append(f"sft.pairs.label is {sft.pairs.label}: it must be above 0")
     # SFT averages the weights over many steps: bfloat16 has no room for what one of them adds.
     found += _one_of("model.dtype", recipe.model.dtype, ["auto", "float32"])
     found += _lora_problems(recipe.model.lora)

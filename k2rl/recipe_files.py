@@ -87,6 +87,8 @@ def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] =
             # An env's arguments given as a whole replace the old ones: they may belong to another env.
             OmegaConf.update(merged, key, {}, merge=False)
         merged = OmegaConf.merge(merged, layer)
+    for name in [n for n, spec in (merged.get("envs") or {}).items() if spec is None]:
+        del merged.envs[name]  # envs.NAME=null leaves an environment of the file out.
     try:
         # The schema's default would take the place of a ???.
         if missing := sorted(OmegaConf.missing_keys(merged)):

@@ -21,6 +21,8 @@ from k2rl.errors import RunError, UserError
 from k2rl.recipe import Recipe
 from k2rl.types import SCHEMA_VERSION, Group
 
+_PER_ITERATION = ("rollouts", "critiques")
+"""Folders with a file for each iteration; the second only in runs with a critic."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -30,7 +32,7 @@ class RunLog:
     def __init__(self, folder: Path, lock: IO[str]) -> None:
         self.folder, self._lock = folder, lock
         self.checkpoints = folder / "checkpoints"
-        (folder / "rollouts").mkdir(exist_ok=True)
+        (folder / _PER_ITERATION[0]).mkdir(exist_ok=True)
 
     @classmethod
     def open(cls, folder: Path, recipe: Recipe, resume: bool) -> RunLog:
@@ -81,21 +83,29 @@ class RunLog:
             rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if _whole(line)]
             kept = [json.dumps(row) + "\n" for row in rows if row["iteration"] <= iteration]
             self._write(metrics, "".join(kept).encode())
-        for path in (self.folder / "rollouts").iterdir():
+        for path in (p for kind in _PER_ITERATION for p in (self.folder / kind).glob("*")):
             number = path.name.split(".")[0]
             if not number.isdecimal() or int(number) > iteration:
                 path.unlink()
 
-    def iteration(self, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
-        """Append an iteration's metrics (those that have a value) and write its rollouts."""
+    def iteration(
+        self, metrics: Mapping[str, float], groups: Sequence[Group], critiques: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Append an iteration's metrics (those that have a value) and write its rollouts and, if any, its critiques."""
         number = int(metrics["iteration"])
         finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
-        rows = [json.dumps({"schema_version": SCHEMA_VERSION, **r.to_json()}) for g in groups for r in g.rollouts]
-        text = "".join(f"{row}\n" for row in rows).encode("utf-8", "surrogatepass")
-        packed = gzip.compress(text, compresslevel=1, mtime=0)
-        self._write(self.folder / "rollouts" / f"{number:06d}.jsonl.gz", packed)
+        self._rows("rollouts", number, [r.to_json() for g in groups for r in g.rollouts])
+        if critiques:
+            self._rows("critiques", number, critiques)
         with writing(self.folder), (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"schema_version": SCHEMA_VERSION, **finite}) + "\n")
+
+    def _rows(self, folder: str, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        lines = [json.dumps({"schema_version": SCHEMA_VERSION, **row}) + "\n" for row in rows]
+        packed = gzip.compress("".join(lines).encode("utf-8", "surrogatepass"), compresslevel=1, mtime=0)
+        with writing(self.folder):
+            (self.folder / folder).mkdir(exist_ok=True)
+        self._write(self.folder / folder / f"{number:06d}.jsonl.gz", packed)
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         self._write(self.folder / "summary.json", json.dumps(summary, indent=1).encode())

@@ -38,9 +38,13 @@ def score(
     objective: Objective,
     max_failure_rate: float,
     moment: Moment = START,
+    weights: Mapping[str, float] | None = None,
 ) -> Scored:
     """Rewards and advantages of an iteration's groups at a moment of the run; those that do not train under
     `objective` are in the metrics alone.
+
+    `weights` multiply the advantages of their environments, after whatever the objective makes of rewards (dividing by
+    their deviation would undo it); a weight of 0 leaves an environment's groups out.
 
     Raises:
         RunError: too many rollouts have no verdict (see `check_failures`).
@@ -54,9 +58,11 @@ def score(
             rollouts = tuple(r for r, _ in valid)
             passed = [correct(r, spec) for r in rollouts]
             kept = budget.shape([x for _, x in valid], rollouts, passed, spec.budget, moment)
-            scored.append(ScoredGroup(group.task, rollouts, tuple(kept), tuple(objective.advantages(kept))))
+            weight = (weights or {}).get(group.task.env, 1.0)
+            advantages = tuple(weight * a for a in objective.advantages(kept))
+            scored.append(ScoredGroup(group.task, rollouts, tuple(kept), advantages, weight))
     check_failures([r for g in groups for r in g.rollouts], max_failure_rate)
-    learning = [g for g in scored if not (objective.drops_even and even(g))]
+    learning = [g for g in scored if g.weight and not (objective.drops_even and even(g))]
     metrics = _metrics(groups, scored, specs, moment) | {"train/groups": float(len(learning))}
     return Scored(tuple(learning), metrics)
 
@@ -75,7 +81,10 @@ def reward(rollout: Rollout, spec: EnvSpec) -> float | None:
     """
     verdict = final_verdict(rollout, spec)
     if verdict.status is Status.PENDING:
-        raise RunError(f"env {rollout.task.env} leaves its verdicts to a judge, and this run has no critic")
+        raise RunError(
+            f"env {rollout.task.env} left the verdict on {rollout.task.id} pending, and no critic has ranked it: set "
+            "critic.enabled=true, and open_ended in the environment's class"
+        )
     return None if verdict.score is None else budget.reward(verdict.score, rollout, spec.budget)
 
 
@@ -156,7 +165,8 @@ def _metrics(
         if rewards:
             metrics[f"reward/{name}"] = mean(rewards)
         valid = [r for r in rollouts if r.verdict is None or r.verdict.scored]
-        metrics[f"success/{name}"] = mean([float(correct(r, specs[name])) for r in valid])
+        if not any(r.verdict is not None and r.verdict.status is Status.RANKED for r in rollouts):
+            metrics[f"success/{name}"] = mean([float(correct(r, specs[name])) for r in valid])
         metrics[f"tokens/{name}"] = mean([float(r.policy_tokens) for r in rollouts])
         metrics |= {
             f"{key}/{name}": value for key, value in budget.metrics(rollouts, specs[name].budget, moment).items()

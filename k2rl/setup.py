@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from k2rl import budget, demonstrations, difficulty, memory, runlog
+from k2rl.critic.critic import Critic
+from k2rl.critic.judge import Judge
+from k2rl.critic.prompt import JudgePrompt
 from k2rl.curriculum import Curriculum, Fitting, disjoint, fitting, pool
 from k2rl.demonstrations import Stream
 from k2rl.difficulty import Measured
@@ -22,6 +26,7 @@ from k2rl.protocols import Sampler
 from k2rl.recipe import EnvSpec, Recipe
 from k2rl.rollout import RolloutDriver, multi_turn
 from k2rl.samplers.torch_sampler import TorchSampler
+from k2rl.trainers.text_trainer import TextTrainer
 from k2rl.trainers.torch_trainer import TorchTrainer
 from k2rl.types import SCHEMA_VERSION, Task
 
@@ -42,6 +47,7 @@ class Parts:
     driver: RolloutDriver
     curriculum: Curriculum
     ptx: Stream | None
+    critic: Critic | None
     test_tasks: dict[str, list[Task]]
 
     def temperature(self, env: str, progress: float) -> float:
@@ -65,6 +71,8 @@ class Parts:
 
     def close(self) -> None:
         self.envs.close()
+        if self.critic is not None:
+            self.critic.close()
         self.sampler.close()
         self.trainer.gradients.close()
 
@@ -85,6 +93,7 @@ def build(recipe: Recipe, goal: Objective | None = None) -> Parts:
 
 def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     _check_reward_ranges(recipe, envs)
+    _check_open_ended(recipe, envs)
     policy = load_policy(recipe.model, recipe.seed)
     if recipe.trainer.gradient_checkpointing:
         checkpoint_layers(policy.model)
@@ -97,18 +106,13 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     train_tasks = in_band
     _warn_of_memory(recipe, policy, envs, train_tasks)
     sampler = TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots, shared=True)
+    trainer = recipe.trainer
     return Parts(
         recipe,
         policy,
         envs,
         goal,
-        TorchTrainer(
-            policy.model,
-            goal,
-            recipe.optim,
-            recipe.trainer.micro_batch_tokens,
-            recipe.trainer.micro_batch_workers,
-        ),
+        TorchTrainer(policy.model, goal, recipe.optim, trainer.micro_batch_tokens, trainer.micro_batch_workers),
         sampler,
         RolloutDriver(
             envs,
@@ -122,6 +126,7 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
         ),
         Curriculum(train_tasks, recipe.envs, recipe.seed, measured, left_out),
         _ptx(recipe, envs, policy, train_tasks),
+        _critic(recipe, envs, policy, sampler, train_tasks),
         test_tasks,
     )
 
@@ -134,6 +139,43 @@ def _check_reward_ranges(recipe: Recipe, envs: EnvPool) -> None:
             raise UserError(f"env {name} gives no verdicts: declare envs.{name}.reward_range=[lowest,highest]")
         if isinstance(env, SingleTurnEnv) and given:
             raise UserError(f"envs.{name}.reward_range has no effect: {recipe.envs[name].id} gives verdicts")
+
+
+def _check_open_ended(recipe: Recipe, envs: EnvPool) -> None:
+    """Open-ended environments need a critic, a critic needs something to rank."""
+    names = [name for name, env in envs.templates.items() if env.open_ended]
+    if names and not recipe.critic.enabled:
+        out = " ".join(f"envs.{name}=null" for name in names)
+        raise UserError(
+            f"env {names[0]} leaves its verdicts to a critic, and critic.enabled is false: set it to true, or leave "
+            f"out what is open-ended with {out}"
+        )
+    if recipe.critic.enabled and not names:
+        raise UserError(
+            "critic.enabled=true has no effect: no environment of the recipe is open-ended; set it to false, or add "
+            "one, such as envs.writing.id=writing"
+        )
+
+
+def _critic(
+    recipe: Recipe, envs: EnvPool, policy: Policy, sampler: Sampler, tasks: Mapping[str, Sequence[Task]]
+) -> Critic | None:
+    """The critic: the policy itself as a judge, or a copy of it with a sampler of its own."""
+    config, trainer = recipe.critic, recipe.trainer
+    if not config.enabled:
+        return None
+    model, judging = policy.model, sampler
+    if config.weights == "copy":
+        model = copy.deepcopy(policy.model)
+        judging = TorchSampler(model, policy.chat.pad_id, recipe.rollout.slots, shared=True)
+    prompt = JudgePrompt(policy.chat, reasoning=config.reasoning_tokens > 0)
+    judge = Judge(prompt, judging, context=policy.context, reasoning_tokens=config.reasoning_tokens)
+    learner = None
+    if config.recalibrate == "step":
+        shared = config.weights == "shared"
+        limits = (trainer.micro_batch_tokens, trainer.micro_batch_workers)
+        learner = TextTrainer(model, config.optim, *limits, shared=shared)
+    return Critic(config, envs.templates, tasks, judge, learner, recipe.seed)
 
 
 def _tasks(recipe: Recipe, envs: EnvPool, policy: Policy) -> tuple[dict[str, list[Task]], dict[str, list[Task]]]:
@@ -247,14 +289,15 @@ def _ptx(recipe: Recipe, envs: EnvPool, policy: Policy, tasks: dict[str, list[Ta
 
 
 def evaluation(recipe: Recipe, parts: Parts, quiet: bool, when: str) -> dict[str, dict[str, Any]]:
-    """Held-out pass@1 per env, sampled at T = 1, with the greedy one beside it; empty without `run.eval_tasks`."""
+    """Held-out pass@1 per env, sampled at T = 1, with the greedy one beside it; empty without `run.eval_tasks`. Nothing
+    passes in open-ended environments, which are left out."""
     if not recipe.run.eval_tasks:
         return {}
     results = sampled_and_greedy(
         parts.sampler,
         parts.policy,
         parts.envs,
-        parts.test_tasks,
+        {n: tasks for n, tasks in parts.test_tasks.items() if not parts.envs.templates[n].open_ended},
         seed=recipe.seed,
         title=f"evaluating {when}",
         quiet=quiet,

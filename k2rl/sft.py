@@ -9,10 +9,11 @@ its average at another learning rate.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ import torch
 from k2rl import __version__, demonstrations, rng, scratch
 from k2rl.batch import Example, TextBatch, micro_batches, text_batch
 from k2rl.chat import Chat
+from k2rl.critic import pairs
+from k2rl.critic.judge import Judge, criteria_of
+from k2rl.critic.metrics import Labelled, measure
+from k2rl.critic.prompt import JudgePrompt
+from k2rl.critic.records import Pair
 from k2rl.curriculum import disjoint, pool
 from k2rl.env import Env
 from k2rl.envpool import EnvPool
@@ -31,6 +37,7 @@ from k2rl.progress import live
 from k2rl.recipe import SftRecipe, SftStop
 from k2rl.recipe_files import to_dict
 from k2rl.runlog import writing
+from k2rl.samplers.torch_sampler import TorchSampler
 from k2rl.trainers.gradients import Gradients, Terms
 from k2rl.trainers.logprobs import TokenLogProbs
 from k2rl.trainers.torch_trainer import text_loss
@@ -63,12 +70,15 @@ def sft(recipe: SftRecipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
             with envs.watchdog.watching("gold() of the environments"):
                 policy = _policy(recipe, envs.templates, pools["train"])
                 train = demonstrations.from_gold(policy.chat, envs.templates, pools["train"])
+                judged = _Judged.of(recipe, policy, envs.templates, pools)
                 held_out = {
                     name: demonstrations.from_gold(policy.chat, {name: env}, pools["test"])
                     for name, env in envs.templates.items()
                 }
-        _check_lengths([*train, *(e for examples in held_out.values() for e in examples)], policy.context)
-        report = _fit(recipe, policy, train, held_out, quiet) | {"left_out": envs.left_out}
+        units = [[e] for e in train] + judged.train
+        _check_lengths([e for unit in units for e in unit], policy.context)
+        _check_lengths([e for examples in held_out.values() for e in examples], policy.context)
+        report = _fit(recipe, policy, units, held_out, judged, quiet) | {"left_out": envs.left_out}
     finally:
         envs.close()
     with writing(out):
@@ -77,17 +87,53 @@ def sft(recipe: SftRecipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
     return report
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """Preference pairs as texts to learn, those of a task together, and a held-out one of each task per environment."""
+
+    prompt: JudgePrompt
+    train: list[list[Example]]
+    held_out: dict[str, list[Pair]]
+
+    @classmethod
+    def of(
+        cls, recipe: SftRecipe, policy: Policy, envs: Mapping[str, Env], pools: Mapping[Split, dict[str, list[Task]]]
+    ) -> _Judged:
+        config, prompt = recipe.sft.pairs, JudgePrompt(policy.chat)
+        if not config.shares:
+            return cls(prompt, [], {})
+        words = {name: criteria_of(env, prompt) for name, env in envs.items()}
+        chosen = {name: own[: round(config.shares.get(name, 0.0) * len(own))] for name, own in pools["train"].items()}
+        found, held_out = dict[str, list[list[Pair]]](), dict[str, list[Pair]]()
+        for own in pairs.of_gold(envs, chosen, words, recipe.seed):
+            found.setdefault(own[0].env, []).append(own)
+        for own in pairs.of_gold(envs, pools["test"], words, recipe.seed):
+            held_out.setdefault(own[0].env, []).append(own[0])
+        for name, share in config.shares.items():
+            if share and name not in found:
+                raise UserError(f"sft.pairs.shares.{name} has no effect: {recipe.envs[name].id} can't corrupt its gold")
+        train = [pairs.both_orders(prompt, own, config.label) for of_env in found.values() for own in of_env]
+        return cls(prompt, train, held_out)
+
+
 class _Fit:
     """What the stages of a fit go on with: weights, moments, the stream of batches, the history."""
 
     def __init__(
-        self, recipe: SftRecipe, policy: Policy, train: Sequence[Example], held_out: Mapping[str, Sequence[Example]]
+        self,
+        recipe: SftRecipe,
+        policy: Policy,
+        units: Sequence[Sequence[Example]],
+        held_out: Mapping[str, Sequence[Example]],
+        judged: _Judged,
     ) -> None:
+        self.judged = judged
+        self.sampler = TorchSampler(policy.model, policy.chat.pad_id, shared=True)
         self.recipe, self.config, self.model = recipe, recipe.sft, policy.model
         self.optimizer = ModelOptimizer(policy.model, recipe.optim)
         self.logprobs = TokenLogProbs(policy.model)
         self.gradients = Gradients(policy.model, recipe.sft.micro_batch_workers)
-        self.stream = _batches(train, recipe.sft.batch_tokens, recipe.seed, policy.chat.pad_id)
+        self.stream = _batches(units, recipe.sft.batch_tokens, recipe.seed, policy.chat.pad_id)
         self.held_out = {name: text_batch(examples, 1.0, policy.chat.pad_id) for name, examples in held_out.items()}
         self.history: list[dict[str, float]] = []
         self.step, self.tokens, self.started = 0, 0, time.perf_counter()
@@ -117,6 +163,8 @@ class _Fit:
             history.append(entry | {key: entry[key] - since[key] for key in since})
             ended = why_ended(history, stop)
             told = ", ".join(f"{name} {losses[f'held_out_loss/{name}']:.4f}" for name in self.held_out)
+            right = [f"{name} {losses[f'judge_accuracy/{name}']:.3f}" for name in self.judged.held_out]
+            told += f"; judges right {', '.join(right)}" if right else ""
             rate = self.tokens / entry["seconds"]
             show(entry["seconds"] / 60, config.stop.max_minutes, f"held-out loss {told}; {rate:.0f} tok/s")
         average.keep()
@@ -140,18 +188,28 @@ class _Fit:
             f"held_out_loss/{name}": held_out_loss(self.logprobs, batch, self.config.micro_batch_tokens)
             for name, batch in self.held_out.items()
         }
-        return {"held_out_loss": mean([*held.values()])} | held
+        return {"held_out_loss": mean([*held.values()])} | held | self._judgements()
+
+    def _judgements(self) -> dict[str, float]:
+        """How often the model judges held-out pairs right."""
+        judge, found = Judge(self.judged.prompt, self.sampler), dict[str, float]()
+        for name, own in self.judged.held_out.items():
+            judged = [j for j in judge.judge([pairs.comparison(p, better_first=True) for p in own]) if j is not None]
+            right = measure(Labelled.of(judged, [True] * len(judged)), ["accuracy"])["accuracy"]
+            found[f"judge_accuracy/{name}"] = math.nan if right is None else right
+        return found
 
 
 def _fit(
     recipe: SftRecipe,
     policy: Policy,
-    train: Sequence[Example],
+    units: Sequence[Sequence[Example]],
     held_out: Mapping[str, Sequence[Example]],
+    judged: _Judged,
     quiet: bool,
 ) -> dict[str, Any]:
     """All stages, and the report on them."""
-    fit = _Fit(recipe, policy, train, held_out)
+    fit = _Fit(recipe, policy, units, held_out, judged)
     with live("SFT", quiet) as show:
         stages = [fit.stage(n, factor, show) for n, factor in enumerate(recipe.sft.stages, start=1)]
     fit.gradients.close()
@@ -162,7 +220,8 @@ def _fit(
         "stages": stages,
         "steps": fit.step,
         "tokens": fit.tokens,
-        "demonstrations": len(train),
+        "demonstrations": sum(len(unit) == 1 for unit in units),
+        "judged": sum(len(unit) for unit in units if len(unit) > 1),
         "parameters": sum(p.numel() for p in policy.model.parameters()),
         "held_out_loss": fit.history[-1]["held_out_loss"],
         "history": fit.history,
@@ -224,21 +283,24 @@ class Average:
             average.copy_(current)
 
 
-def _batches(examples: Sequence[Example], tokens: int, seed: int, pad_id: int) -> Iterator[TextBatch]:
-    """Endless batches of at most `tokens` padded tokens; examples of like length together, in random order."""
+def _batches(units: Sequence[Sequence[Example]], tokens: int, seed: int, pad_id: int) -> Iterator[TextBatch]:
+    """Endless batches of at most `tokens` padded tokens (but at least one unit); units, which stay whole, of like
+    length together, in random order."""
+    longest = [max(len(e.ids) for e in unit) for unit in units]
     number = 0
     while True:
         draw = rng.generator(seed, "sft", number)
-        order = draw.permutation(len(examples)).tolist()
+        order = draw.permutation(len(units)).tolist()
         for at in range(0, len(order), _CHUNK):
-            chunk = sorted(order[at : at + _CHUNK], key=lambda i: len(examples[i].ids))
-            packs: list[list[int]] = [[]]
-            for i in chunk:
-                if packs[-1] and (len(packs[-1]) + 1) * len(examples[i].ids) > tokens:
+            packs, rows = list[list[int]]([[]]), 0
+            for i in sorted(order[at : at + _CHUNK], key=lambda i: longest[i]):
+                if packs[-1] and (rows + len(units[i])) * longest[i] > tokens:
                     packs.append([])
+                    rows = 0
                 packs[-1].append(i)
+                rows += len(units[i])
             for p in draw.permutation(len(packs)).tolist():
-                yield text_batch([examples[i] for i in packs[p]], 1.0, pad_id)
+                yield text_batch([e for i in packs[p] for e in units[i]], 1.0, pad_id)
         number += 1
 
 

@@ -91,7 +91,8 @@ class Status(StrEnum):
     """What a verifier found. The first three are the answer's doing and carry a score.
 
     The next three are the grader's or the machine's doing and never do: such a rollout leaves its group.
-    `pending` waits for another judge (the tournament of an open-ended group).
+    `pending` waits for another judge (the tournament of an open-ended group), whose finding is `ranked`: a score that
+    says how the response compares with the others of its group, not whether it is right.
     """
 
     CORRECT = "correct"
@@ -101,9 +102,10 @@ class Status(StrEnum):
     VERIFIER_ERROR = "verifier_error"
     INFRA_ERROR = "infra_error"
     PENDING = "pending"
+    RANKED = "ranked"
 
 
-SCORED = frozenset({Status.CORRECT, Status.WRONG, Status.MALFORMED})
+SCORED = frozenset({Status.CORRECT, Status.WRONG, Status.MALFORMED, Status.RANKED})
 FAILURES = (Status.TIMEOUT, Status.VERIFIER_ERROR, Status.INFRA_ERROR)
 
 
@@ -162,6 +164,11 @@ class Verdict:
     def pending(cls, detail: str = "") -> Verdict:
         """To be decided by comparison inside the group."""
         return cls(Status.PENDING, None, detail)
+
+    @classmethod
+    def ranked(cls, score: float, detail: str = "") -> Verdict:
+        """Decided by comparison inside the group: a score in [0, 1], 0.5 being as good as the others."""
+        return cls(Status.RANKED, score, detail)
 
 
 class End(StrEnum):

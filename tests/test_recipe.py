@@ -140,7 +140,10 @@ def test_values_out_of_range_name_their_key(override: str) -> None:
 
 
 def test_keys_without_effect_are_refused() -> None:
-    assert "critic" in problem("critic.enabled=true")
+    assert "critic.weights=copy" in problem("critic.enabled=true", "critic.recalibrate=joint", "critic.weights=copy")
+    assert "would stay shut" in problem("critic.enabled=true", "critic.degradations=0")
+    assert "two float32 masters" in problem("critic.enabled=true", "model.dtype=bfloat16")
+    assert "kind=swiss" in problem("critic.enabled=true", "critic.tournament.rounds=3")
     override = "envs.m.budget.mode=override"
     assert "envs.m.budget.penalty is 0.5: it has no effect" in problem(override, "envs.m.budget.penalty=0.5")
     assert recipe_files.resolve(Recipe, ENVS, [override]).envs["m"].budget.mode == "override"

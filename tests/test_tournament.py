@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_scores_lie_in_the_unit_interval_and_move_with_their_responses(config: C
         assert all(s is None or 0 <= s <= 1 for s in outcome.scores)
         assert outcome.asked == sum(map(len, rounds))
         moved = np.random.default_rng(seed).permutation(count).tolist()  # place -> response
-        there = Config(config.kind, config.score, config.rounds, moved.index(1))
+        there = replace(config, anchor=moved.index(1) if config.kind == "anchored" else 0)
         again, _ = play(count, there, lambda a, b, m=moved, j=judge: j(m[a], m[b]), names=moved)  # type: ignore[misc]
         for place, response in enumerate(moved):
             assert again.scores[place] == pytest.approx(outcome.scores[response], abs=1e-9)
@@ -198,10 +199,10 @@ def test_fewer_than_two_responses_have_no_scores() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Config(kind="anchored", score="bradley_terry"), "anchored"),
-        (lambda: Config(rounds=0), "rounds"),
-        (lambda: Config(sigma=0.0), "sigma"),
-        (lambda: Config(prior=0.0), "prior"),
+        (lambda: Tournament(3, Config(kind="anchored", score="bradley_terry")), "kind=anchored"),
+        (lambda: Tournament(3, Config(rounds=0)), "rounds"),
+        (lambda: Tournament(3, Config(sigma=0.0)), "sigma"),
+        (lambda: Tournament(3, Config(prior=0.0)), "prior"),
         (lambda: Tournament(3, Config(kind="anchored", anchor=3)), "anchor 3"),
         (lambda: Tournament(3, Config(sigma=2.0)), "lengths"),
         (lambda: Tournament(3, Config(sigma=2.0), lengths=[1, 2], reference=1), "2 lengths"),

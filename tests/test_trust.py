@@ -254,4 +254,4 @@ def test_as_many_flags_as_pairs() -> None:
 )
 def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Config(**wrong)
+        Trust(Config(**wrong))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from k2rl.types import Message
 
@@ -50,6 +52,29 @@ class Pair:
     criteria: tuple[str, ...]
     better: str
     worse: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "env": self.env,
+            "task": self.task,
+            "kind": self.kind,
+            "messages": [dict(m) for m in self.messages],
+            "criteria": self.criteria,
+            "better": self.better,
+            "worse": self.worse,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Pair:
+        return cls(
+            env=data["env"],
+            task=data["task"],
+            kind=data["kind"],
+            messages=tuple(data["messages"]),
+            criteria=tuple(data["criteria"]),
+            better=data["better"],
+            worse=data["worse"],
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +36,13 @@ _REMATCH = 10.0
 """What a rematch costs; a difference of standings costs 1 at most."""
 
 
-@dataclass(frozen=True)
+KINDS = ("all_pairs", "swiss", "anchored")
+SCORES = ("mean", "bradley_terry")
+
+
+@dataclass
 class Config:
-    """How a group is compared and scored.
+    """How a group is compared (`kind`) and scored (`score`), see the module.
 
     Args:
         score: `mean`: the mean win probability over the comparisons a response had. `bradley_terry`: the mean win
@@ -50,27 +53,33 @@ class Config:
             is asked about either. None: length decides nothing.
         prior: of `bradley_terry`: each response has so many ties against one of average strength (own choice: a half),
             so that strengths stay finite where somebody always wins.
-
-    Raises:
-        ValueError: out of range, or a score that `anchored` has no use for.
     """
 
-    kind: Literal["all_pairs", "swiss", "anchored"] = "all_pairs"
-    score: Literal["mean", "bradley_terry"] = "mean"
+    kind: str = "all_pairs"
+    score: str = "mean"
     rounds: int | None = None
     anchor: int = 0
     sigma: float | None = None
     prior: float = 0.5
 
-    def __post_init__(self) -> None:
+    def problems(self) -> list[str]:
+        """What is wrong with these settings: one line each, the key first."""
+        found = []
+        if self.kind not in KINDS:
+            found.append(f"kind is {self.kind!r}: allowed are {', '.join(KINDS)}")
+        if self.score not in SCORES:
+            found.append(f"score is {self.score!r}: allowed are {', '.join(SCORES)}")
         if self.kind == "anchored" and self.score != "mean":
-            raise ValueError("anchored: a score is the win probability against the anchor, score must be mean")
-        if self.rounds is not None and self.rounds < 1:
-            raise ValueError(f"rounds must be 1 or more, got {self.rounds}")
-        if self.sigma is not None and self.sigma <= 0:
-            raise ValueError(f"sigma must be above 0, got {self.sigma}")
-        if self.prior <= 0:
-            raise ValueError(f"prior must be above 0, got {self.prior}")
+            found.append("score must be mean with kind=anchored: it is the win probability against the anchor")
+        if self.rounds is not None and (self.rounds < 1 or self.kind != "swiss"):
+            found.append(f"rounds is {self.rounds}: it must be 1 or more, and belongs to kind=swiss")
+        if self.anchor < 0 or (self.anchor and self.kind != "anchored"):
+            found.append(f"anchor is {self.anchor}: it must be 0 or more, and belongs to kind=anchored")
+        if self.sigma is not None and not 0 < self.sigma < math.inf:
+            found.append(f"sigma is {self.sigma}: it must be above 0")
+        if not 0 < self.prior < math.inf:
+            found.append(f"prior is {self.prior}: it must be above 0")
+        return found
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,8 @@ class Tournament:
         reference: l0, in the unit of the lengths.
 
     Raises:
-        ValueError: an anchor that is not there; sigma without lengths or reference, or of another count.
+        ValueError: the settings have problems; an anchor that is not there; sigma without lengths or reference, or of
+            another count.
     """
 
     def __init__(
@@ -111,6 +121,8 @@ class Tournament:
         lengths: Sequence[float] | None = None,
         reference: float | None = None,
     ) -> None:
+        if problems := config.problems():
+            raise ValueError(problems[0])
         self._count, self._config = count, config
         if config.kind == "anchored" and not 0 <= config.anchor < count:
             raise ValueError(f"anchor {config.anchor} is none of {count} responses")

@@ -45,7 +45,7 @@ _LOGIT = 5.0
 """Log-odds are cut here for their slope, or a few sure verdicts would decide it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Config:
     """When a judge's reward counts. All values are our own choices.
 
@@ -58,9 +58,6 @@ class Config:
         guard_confidence: with which verified accuracy must have fallen.
         guard_drop: the guard closes where verified accuracy is significantly more than this below its start.
         resamples: of the bootstrap behind the reported intervals; no gate depends on it.
-
-    Raises:
-        ValueError: out of range.
     """
 
     window: int = 8
@@ -72,15 +69,18 @@ class Config:
     guard_drop: float = 0.0
     resamples: int = 400
 
-    def __post_init__(self) -> None:
-        for name, least in {"window": 1, "min_pairs": 2, "min_tasks": 2, "resamples": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        if self.ramp <= 0 or self.guard_drop < 0:
-            raise ValueError(f"ramp must be above 0, guard_drop 0 or more, got {self.ramp} and {self.guard_drop}")
-        for name in ("confidence", "guard_confidence"):
-            if not 0.5 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0.5 and 1, got {getattr(self, name)}")
+    def problems(self) -> list[str]:
+        """What is wrong with these settings: one line each, the key first."""
+        least = {"window": 1, "min_pairs": 2, "min_tasks": 2, "resamples": 1}
+        found = [f"{k} is {getattr(self, k)}: it must be {n} or more" for k, n in least.items() if getattr(self, k) < n]
+        if not 0 < self.ramp < math.inf:
+            found.append(f"ramp is {self.ramp}: it must be above 0")
+        if not 0 <= self.guard_drop <= 1:
+            found.append(f"guard_drop is {self.guard_drop}: it lies in [0, 1]")
+        for key in ("confidence", "guard_confidence"):
+            if not 0.5 < getattr(self, key) < 1:
+                found.append(f"{key} is {getattr(self, key)}: it lies between 0.5 and 1")
+        return found
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,8 @@ class Trust:
     """See the module."""
 
     def __init__(self, config: Config, seed: int = 0) -> None:
+        if problems := config.problems():
+            raise ValueError(problems[0])
         self._config, self._seed = config, seed
         self._rows: list[_Row] = []
         self._first: dict[str, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class TorchTrainer:
         self.optimizer = ModelOptimizer(model, optim)
 
     def step(self, batch: Batch, *, lr: float) -> dict[str, float]:
-        """One update on L/(2 tau) (or the objective at hand) plus the batch's PTX term."""
+        """One update on L/(2 tau) (or the objective at hand) plus the batch's PTX and critic terms."""
         if self.config.reset_each_iteration and batch.first_of_iteration:
             self.optimizer.reset()
         self.optimizer.zero_grad()
@@ -50,16 +51,18 @@ class TorchTrainer:
         limit, packed = self.micro_batch_tokens, self.token_logprobs.packed
         self.gradients.add(micro_batches(batch, limit, packed), self.policy_terms, totals)
         if batch.ptx is not None:
-            self.gradients.add(micro_batches(batch.ptx, limit, packed), self.ptx_terms, totals)
+            self.gradients.add(micro_batches(batch.ptx, limit, packed), partial(self.text_terms, "ptx"), totals)
+        if batch.critic is not None:
+            self.gradients.add(micro_batches(batch.critic, limit, packed), partial(self.text_terms, "critic"), totals)
         return totals
 
     def policy_terms(self, part: Batch) -> Terms:
         loss, stats = self.objective.loss(self.loss_inputs(part))
         return loss, {"loss/policy": loss.detach(), **{f"loss/{k}": v for k, v in stats.items()}}
 
-    def ptx_terms(self, part: TextBatch) -> Terms:
+    def text_terms(self, name: str, part: TextBatch) -> Terms:
         loss = text_loss(self.token_logprobs, part)
-        return loss, {"loss/ptx": loss.detach()}
+        return loss, {f"loss/{name}": loss.detach()}
 
     def loss_inputs(self, part: Batch) -> LossInputs:
         """The micro-batch as the objective sees it, with log-probs that carry gradients."""
@@ -89,7 +92,7 @@ class TorchTrainer:
         save_file(self.optimizer.tensors(), folder / "optimizer.safetensors")
 
     def load(self, folder: Path) -> None:
-        weights, moments = _read(folder / "weights.safetensors"), _read(folder / "optimizer.safetensors")
+        weights, moments = read_tensors(folder / "weights.safetensors"), read_tensors(folder / "optimizer.safetensors")
         own = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         for name, parameter in own.items():
             if name not in weights or weights[name].shape != parameter.shape:
@@ -115,7 +118,8 @@ def text_loss(logprobs: TokenLogProbs, text: TextBatch) -> torch.Tensor:
     return ptx(logprobs_B_L, text.mask_B_L.to(device), text.coefficients_B.to(device))
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint's file. Raises `UserError` where it is damaged or missing."""
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:

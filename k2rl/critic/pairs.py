@@ -1,0 +1,68 @@
+"""Pairs of which the better response is known, and what a judge learns from one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from k2rl import rng
+from k2rl.batch import Example
+from k2rl.critic.prompt import Comparison, JudgePrompt
+from k2rl.critic.records import Pair
+from k2rl.env import Env
+from k2rl.errors import users_code
+from k2rl.types import Task
+
+
+def comparison(pair: Pair, better_first: bool) -> Comparison:
+    """The pair as a judge sees it in one of its orders."""
+    first, second = (pair.better, pair.worse) if better_first else (pair.worse, pair.better)
+    return Comparison(pair.messages, pair.criteria, first, second)
+
+
+def example(prompt: JudgePrompt, pair: Pair, better_first: bool, label: float = 1.0, text: float = 0.0) -> Example:
+    """A comparison with its verdict, which is learned with the weight `label`; the better response's own tokens with
+    the weight `text`, where it comes first and so is what the policy itself should have said."""
+    asked = prompt.ask(comparison(pair, better_first))
+    targets = [(len(asked.ids), len(asked.ids) + 1, label)]
+    if text and better_first:
+        targets.append((asked.first.start, asked.first.stop, text))
+    return Example((*asked.ids, prompt.labels[not better_first]), len(asked.ids), tuple(targets), asked.first.stop)
+
+
+def both_orders(prompt: JudgePrompt, pairs: Iterable[Pair], label: float = 1.0, text: float = 0.0) -> list[Example]:
+    """Each pair in both orders; what comes first in several of them is computed once."""
+    return [example(prompt, pair, order, label, text) for pair in pairs for order in (True, False)]
+
+
+def of_gold(
+    envs: Mapping[str, Env],
+    pools: Mapping[str, Iterable[Task]],
+    criteria: Mapping[str, tuple[str, ...]],
+    *key: str | int,
+) -> Iterator[list[Pair]]:
+    """For each task whose environment knows both, its gold response against each kind of corruption; draws keyed by
+    `key`.
+
+    Raises:
+        UserError: `gold` or `corrupt` raises.
+    """
+    for name, env in envs.items():
+        for task in pools[name]:
+            with users_code(f"gold() of env {name}"):
+                gold = env.gold(task)
+            if isinstance(gold, str) and (made := corrupted(env, task, gold, criteria[name], *key)):
+                yield made
+
+
+def corrupted(env: Env, task: Task, response: str, criteria: tuple[str, ...], *key: str | int) -> list[Pair]:
+    """The response against each kind of corruption that the environment knows for it, in an order drawn by `key`.
+
+    Raises:
+        UserError: `corrupt` raises.
+    """
+    draw = rng.generator("corrupt", task.id, *key)
+    with users_code(f"corrupt() of env {task.env}"):
+        made = env.corrupt(task, response, draw)
+    kinds = sorted(made)
+    order = (kinds[int(i)] for i in draw.permutation(len(kinds)))
+    return [Pair(task.env, task.id, kind, task.messages, criteria, response, made[kind]) for kind in order]
