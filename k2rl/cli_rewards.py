@@ -19,6 +19,7 @@ JsonFile = Annotated[Path, typer.Option("--json", help="Write the report here.")
 RowsOut = Annotated[Path | None, typer.Option(help="Also write the verdict on every row here, as JSONL.")]
 
 
+Kind = Literal["auto", "judge", "scalar"]
 TooLong = Literal["skip", "cut"]
 
 
@@ -56,8 +57,13 @@ def eval_verifier(
 def eval_judge(
     data: Annotated[str, typer.Option(help="Pairs, or best-of-n rows: .jsonl, .json, .parquet or hf:REPO.")],
     json_file: JsonFile,
-    model: Annotated[str | None, typer.Option(help="A reward model: a transformers folder or a hub id.")] = None,
+    model: Annotated[str | None, typer.Option(help="A transformers folder, a hub id, or nano.")] = None,
     recorded: Annotated[Path | None, typer.Option(help="A JSONL of verdicts, instead of a model.")] = None,
+    kind: Annotated[Kind, typer.Option(help="A causal LM that judges, or a reward model that scores.")] = "auto",
+    rubric: Annotated[
+        list[str] | None, typer.Option(help="What a causal LM judges by: a rubric's name, file or text; may repeat.")
+    ] = None,
+    reasoning_tokens: Annotated[int, typer.Option(min=0, help="It may first write up to so many tokens.")] = 0,
     too_long: Annotated[
         TooLong, typer.Option(help="What does not fit the model has no verdict, or its responses are cut.")
     ] = "skip",
@@ -74,8 +80,8 @@ def eval_judge(
 
     if (model is None) == (recorded is None):
         raise UserError("give --model or --recorded, one of them")
-    if recorded is not None and too_long != "skip":
-        raise UserError("--too-long is for --model, not for --recorded")
+    if recorded is not None and (rubric or reasoning_tokens or kind != "auto" or too_long != "skip"):
+        raise UserError("--rubric, --reasoning-tokens, --kind and --too-long are for --model, not for --recorded")
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UserError(f"--dtype {dtype}: use auto, float32 or bfloat16")
     inputs = {"--data": Path(data)} | ({"--recorded": recorded} if recorded else {})
@@ -86,11 +92,12 @@ def eval_judge(
     if recorded is not None:
         judge = judging.Recorded(recorded)
     else:
-        from k2rl.judges import load
+        from k2rl.judges import Asking, load
         from k2rl.recipe import ModelConfig
 
         config = ModelConfig(path=str(model), dtype=dtype, trust_remote_code=trust_remote_code)
-        judge = load(config, cut=too_long == "cut")
+        asking = Asking(tuple(rubric or ()), reasoning_tokens)
+        judge = load(config, kind, asking, cut=too_long == "cut")
     report, judged = judging.evaluate(data, judge, name=str(model or recorded))
     _write(report, judged, json_file, rows_out)
     if plot is not None:

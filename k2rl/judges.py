@@ -1,40 +1,114 @@
-"""Models that compare responses: a scalar reward model."""
+"""Models that compare responses: a causal LM in the judging role, or a scalar reward model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from k2rl import rubrics
 from k2rl.chat import Chat
+from k2rl.critic.judge import Judge
+from k2rl.critic.prompt import Comparison, JudgePrompt
 from k2rl.critic.records import Judgement
 from k2rl.errors import UserError
-from k2rl.models import context_length, describe, dtype_named, loading, pick_device
+from k2rl.models import context_length, describe, dtype_named, load_policy, loading, pick_device
 from k2rl.preferences import Contest, Row
 from k2rl.progress import bar
 from k2rl.recipe import ModelConfig
+from k2rl.samplers.torch_sampler import TorchSampler
 from k2rl.types import Message
 
 _BATCH_TOKENS = 8192
 """Of one forward pass, padding included."""
+_BATCH_CHARACTERS = 24_000
+"""The same for what is not encoded yet; of each comparison both orders are in a batch."""
+_CRITERIA_SHARE = 0.25
+"""Criteria that would take more of the context than this are told in their short form."""
 
 
-def load(config: ModelConfig, cut: bool = False) -> ScalarJudge:
-    """The reward model at a path.
+@dataclass(frozen=True)
+class Asking:
+    """How a causal LM is asked: by which rubrics (names, files or texts; none: the core ones), and whether it may first
+    write up to so many tokens of an argument."""
+
+    rubrics: tuple[str, ...] = ()
+    reasoning_tokens: int = 0
+
+
+_PLAINLY = Asking()
+
+
+def load(
+    config: ModelConfig, kind: Literal["auto", "judge", "scalar"] = "auto", asking: Asking = _PLAINLY, cut: bool = False
+) -> CausalJudge | ScalarJudge:
+    """The judge at a path; for `auto` a sequence classifier is a scalar reward model, and any other a causal LM.
 
     `cut` shortens the responses of a row that is too long for the model, instead of leaving it without a verdict.
 
     Raises:
-        UserError: it is no sequence classifier that can be loaded.
+        UserError: the model can't be loaded as that, or a scalar one is asked what it can't be.
     """
-    architectures = getattr(describe(config).config, "architectures", None) or ()
-    if not any(name.endswith("ForSequenceClassification") for name in architectures):
-        raise UserError(f"--model {config.path}: it is no sequence classifier; give a reward model of one label")
+    if kind == "auto":
+        architectures = getattr(describe(config).config, "architectures", None) or ()
+        kind = "scalar" if any(name.endswith("ForSequenceClassification") for name in architectures) else "judge"
+    if kind == "judge":
+        return CausalJudge.load(config, asking, cut)
+    if asking != _PLAINLY:
+        raise UserError(f"{config.path} is a scalar reward model: --rubric and --reasoning-tokens are for a causal LM")
     return ScalarJudge.load(config, cut)
+
+
+class CausalJudge:
+    """A causal LM in the judging role, told the same criteria for every pair."""
+
+    kind = "judge"
+
+    def __init__(self, judge: Judge, criteria: tuple[str, ...], cut: bool = False) -> None:
+        self.judge, self.criteria, self.cut = judge, criteria, cut
+        self.shortened: frozenset[str] = frozenset()
+
+    @classmethod
+    def load(cls, config: ModelConfig, asking: Asking, cut: bool = False) -> CausalJudge:
+        """Raises `UserError` for a model that can't be loaded, and rubrics that are none."""
+        told = rubrics.resolve(asking.rubrics or ("core",))
+        policy = load_policy(config)
+        prompt = JudgePrompt(policy.chat, reasoning=asking.reasoning_tokens > 0)
+        judge = Judge(
+            prompt,
+            TorchSampler(policy.model, policy.chat.pad_id),
+            context=policy.context,
+            reasoning_tokens=asking.reasoning_tokens,
+        )
+        full = rubrics.criteria(told)
+        long = len(policy.chat.encode_untrusted("\n".join(full))) > _CRITERIA_SHARE * policy.context
+        return cls(judge, rubrics.criteria(told, short=True) if prompt.short or long else full, cut)
+
+    def compare(self, asked: Sequence[Contest], quiet: bool = False) -> list[Judgement | None]:
+        """Both orders of each; None where it is too long for the model, or its verdict can't be read."""
+        found: list[Judgement | None] = [None] * len(asked)
+        rows, self.shortened = _fitted(asked, self._fits, self.cut)
+        asked = [replace(contest, row=rows[contest.row.place]) for contest in asked]
+        sizes = [len(contest.row.prompt) + sum(map(len, contest.responses)) for contest in asked]
+        with bar("judging", quiet) as progress:
+            done = 0
+            for batch in _batches(sizes, _BATCH_CHARACTERS):
+                comparisons = [Comparison(asked[i].row.messages, self.criteria, *asked[i].responses) for i in batch]
+                for i, judgement in zip(batch, self.judge.judge(comparisons), strict=True):
+                    found[i] = judgement
+                done += len(batch)
+                progress(done, len(asked))
+        return found
+
+    def _fits(self, row: Row) -> bool:
+        """Whether the two longest responses do."""
+        longest = sorted(row.responses, key=len)[-2:]
+        ids = self.judge.prompt.ask(Comparison(row.messages, self.criteria, longest[0], longest[1])).ids
+        return len(ids) <= self.judge.context - max(self.judge.reasoning_tokens, 1)
 
 
 class ScalarJudge:
@@ -65,7 +139,8 @@ class ScalarJudge:
         found = describe(config)
         if found.config.num_labels != 1:
             raise UserError(
-                f"--model {config.path}: a scalar reward model has one label, not {found.config.num_labels}"
+                f"--model {config.path}: a scalar reward model has one label, not {found.config.num_labels}; "
+                "--kind judge asks a causal LM for its verdicts"
             )
         if not found.chat.has_template:
             raise UserError(f"--model {config.path}: a scalar reward model needs a chat template, and it has none")

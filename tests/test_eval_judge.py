@@ -15,10 +15,11 @@ from test_cli import Cli
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from k2rl import assets, eval_judge
+from k2rl.chat import Chat
 from k2rl.critic.records import Judgement
 from k2rl.errors import UserError
 from k2rl.eval_judge import Recorded, evaluate
-from k2rl.judges import ScalarJudge, load, preference
+from k2rl.judges import CausalJudge, ScalarJudge, load, preference
 from k2rl.preferences import Contest, contests, read
 from k2rl.recipe import ModelConfig
 
@@ -311,6 +312,11 @@ def test_responses_that_are_too_long_can_be_cut(reward_model: Path, in_folder: W
     report, judged = evaluate(data, load(ModelConfig(path=str(reward_model)), cut=True), name="rm", quiet=True)
     assert (report["n"], report["no_verdict"], report["shortened"]) == (2, 1, 1)
     assert judged[0].contest.responses[0] == "word " * 200
+    judge = load(ModelConfig(path="nano"), cut=True)
+    assert isinstance(judge, CausalJudge)
+    judge.judge.context = 200
+    assert [j is None for j in judge.compare(contests(read(data)), quiet=True)] == [False, False, True]
+    assert len(judge.shortened) == 1
 
 
 def test_reward_models_that_are_none(reward_model: Path, tmp_path: Path, in_folder: Write, k2rl: Cli) -> None:
@@ -322,17 +328,17 @@ def test_reward_models_that_are_none(reward_model: Path, tmp_path: Path, in_fold
         assert not Path("out.json").exists()
         return err
 
-    assert "no sequence classifier" in says("--model", "nano")
-    headless = json.loads((assets.NANO / "config.json").read_text()) | {
-        "num_labels": 1,
-        "architectures": ["LlamaForSequenceClassification"],
-    }
+    assert "one label, not 2" in says("--model", "nano", "--kind", "scalar")
+    assert "--rubric and --reasoning-tokens are for a causal LM" in says(
+        "--model", str(reward_model), "--rubric", "core"
+    )
+    headless = json.loads((assets.NANO / "config.json").read_text()) | {"num_labels": 1}
     folder = tmp_path / "headless"
     folder.mkdir()
     for file in assets.NANO.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "config.json").write_text(json.dumps(headless))
-    assert "no weights for score.weight" in says("--model", str(folder))
+    assert "no weights for score.weight" in says("--model", str(folder), "--kind", "scalar")
     bare = tmp_path / "bare"
     bare.mkdir()
     for file in reward_model.iterdir():
@@ -359,8 +365,34 @@ def test_preferences_of_far_scores_are_finite() -> None:
     assert preference(2.0, 2.0) == Judgement(0.5, 0.5)
 
 
-def test_llmbar_is_read(shared_data: Path) -> None:
-    assert [len(read(shared_data / "llmbar" / f"{name}.json")) for name in ("natural", "mt_bench_human")] == [100, 200]
+def test_a_causal_lm_judges_both_orders(in_folder: Write, k2rl: Cli) -> None:
+    in_folder("pairs.jsonl", lines(*PAIRS))
+    code, out, _ = k2rl(*JUDGE, "--model", "nano", "--rubric", "core")
+    report = json.loads(Path("out.json").read_text())
+    assert (code, report["n"], report["kind"], report["judge"]) == (0, 5, "judge", "nano")
+    assert "nano on pairs.jsonl, 5 pairs" in out
+    code, _, _ = k2rl(*JUDGE, "--model", "nano", "--reasoning-tokens", "4")
+    report = json.loads(Path("out.json").read_text())
+    assert (code, report["n"], report["no_verdict"]) == (0, 0, 5)  # no verdict fits into four tokens
+
+
+def test_criteria_that_would_fill_a_small_context_are_told_briefly(tiny_folder: Path) -> None:
+    """The tiny model takes 256 tokens and has no words for much."""
+    judge = load(ModelConfig(path=str(tiny_folder)))
+    assert isinstance(judge, CausalJudge)
+    chat: Chat = judge.judge.prompt.chat
+    assert len(chat.encode_untrusted(" ".join(judge.criteria))) < 128
+
+
+@pytest.mark.parametrize("name", ["natural", "mt_bench_human"])
+def test_llmbar(name: str, shared_data: Path, in_folder: Write) -> None:
+    rows = json.loads((shared_data / "llmbar" / f"{name}.json").read_text())
+    assert len(read(shared_data / "llmbar" / f"{name}.json")) == len(rows)
+    few = in_folder("few.json", json.dumps(sorted(rows, key=lambda r: len(json.dumps(r)))[:12]))
+    for model in ("nano", str(shared_data / "stories260k")):
+        report, _ = evaluate(few, load(ModelConfig(path=model), cut=True), name=model, quiet=True)
+        assert (report["n"], report["no_verdict"]) == (12, 0)
+        assert 0.0 < report["brier"] < 0.6
 
 
 # --- the command -----------------------------------------------------------------------------------------------
@@ -384,9 +416,10 @@ def test_plots(kind: str, in_folder: Write, k2rl: Cli) -> None:
         ("", "give --model or --recorded"),
         ("--model nano --recorded said.jsonl", "give --model or --recorded"),
         ("--recorded no.jsonl", "--recorded no.jsonl: no such file"),
-        ("--recorded said.jsonl --too-long cut", "is for --model, not for --recorded"),
+        ("--recorded said.jsonl --too-long cut", "are for --model, not for --recorded"),
         ("--model nano --dtype float16", "--dtype float16: use auto, float32 or bfloat16"),
         ("--model ./nowhere", "no config.json there"),
+        ("--model nano --rubric nothing-like-it", "nothing-like-it"),
         ("--recorded said.jsonl --plot p.pdf", "--plot p.pdf: can't draw .pdf: use .html, .svg, .png"),
         ("--recorded said.jsonl --rows-out said.jsonl", "--rows-out said.jsonl is the file of --recorded"),
         ("--recorded said.jsonl --plot out.json", "--plot out.json is the file of --json"),
