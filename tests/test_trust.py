@@ -149,7 +149,7 @@ def test_perfect_accuracy_has_a_width_and_tasks_count_more_than_pairs() -> None:
         assert found is not None
         return found
 
-    assert 0.4 < bound(30, 5) < 0.5, "five tasks are hardly enough"
+    assert 0.4 < bound(30, 5) < 0.5, "thirty pairs of five tasks are not enough"
     assert bound(30, 8) > 0.5
     assert 0.5 < bound(300, 5) < 0.7
     assert bound(30, 5) < bound(30, 30) < bound(300, 30) < 0.97
