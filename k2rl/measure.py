@@ -74,6 +74,8 @@ def _training_tasks(recipe: Recipe, envs: EnvPool, policy: Policy) -> list[Task]
         policy.chat.check_turns()
     found: list[Task] = []
     for name, env in envs.templates.items():
+        if env.open_ended:
+            continue  # Nothing passes there.
         with envs.watchdog.watching(f"tasks() of env {name}"):
             tasks = pool(name, env, "train", recipe.seed, recipe.envs[name].pool)
         found += fitting(tasks, tokens_needed(policy, envs), policy.context).tasks
@@ -121,7 +123,8 @@ def _measure(
             done |= {g.task.id: tally(g, recipe.envs[g.task.env]) for g in groups}
             _write(partial, {"schema_version": SCHEMA_VERSION, "settings": settings, "done": _json(done)})
     sampler.close()
-    by_env = {name: {t.id: m for t in tasks if t.env == name and (m := done[t.id])} for name in envs.templates}
+    names = [name for name, env in envs.templates.items() if not env.open_ended]
+    by_env = {name: {t.id: m for t in tasks if t.env == name and (m := done[t.id])} for name in names}
     report = {
         "schema_version": SCHEMA_VERSION,
         **settings,

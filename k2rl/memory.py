@@ -30,6 +30,7 @@ from k2rl import lora, models
 from k2rl.batch import Example, batches, text_batch
 from k2rl.chat import Chat
 from k2rl.losses import objective
+from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.protocols import Request
 from k2rl.recipe import Recipe
 from k2rl.recipe_files import resolve, to_dict
@@ -74,9 +75,9 @@ def longest(chat: Chat, tasks: Sequence[Task], budget: Callable[[Task], int], co
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. `held` stays allocated throughout (weights, masters, moments, the sampler's cache), `phases` is what each
-    phase of an iteration needs on top: `sampling`, `gradients`, `update`. `slack` is what the allocator keeps beside
-    tensors, `base` what the process has before it begins."""
+    """Bytes. `held` stays allocated throughout (weights, masters, moments, the sampler's cache, what a critic has of
+    its own), `phases` is what each phase of an iteration needs on top: `sampling`, `gradients`, `update`. `slack` is
+    what the allocator keeps beside tensors, `base` what the process has before it begins."""
 
     held: Mapping[str, int]
     phases: Mapping[str, int]
@@ -146,6 +147,8 @@ def _tried(recipe: Recipe, config: Any, lengths: Lengths, device: str, workers: 
         with live.phase() as update:
             trainer.optimizer.step(1e-6)
         held["moments"] = live.now - sum(held.values())
+        critic = _critic(recipe, config, model)
+        held["critic"] = live.now - sum(held.values())
         rollouts = recipe.rollout.tasks * recipe.rollout.group_size // recipe.trainer.updates_per_iteration
         if rollouts * lengths.whole > recipe.trainer.micro_batch_tokens:
             _add_gradients(model)  # those of the micro-batches before
@@ -153,6 +156,7 @@ def _tried(recipe: Recipe, config: Any, lengths: Lengths, device: str, workers: 
         with live.phase() as training:
             live.training = True
             trainer.accumulate(_batch(recipe, lengths))
+        del critic
     waiting = 0 if workers == 1 else (2 * workers + 1) * gradients
     phases = {
         "sampling": sampling.peak,
@@ -164,6 +168,19 @@ def _tried(recipe: Recipe, config: Any, lengths: Lengths, device: str, workers: 
     else:
         slack = (sum(held.values()) + max(phases.values())) * _CUDA_SLACK
     return Estimate(held, phases, round(slack), BASE[device])
+
+
+def _critic(recipe: Recipe, config: Any, model: Any) -> tuple[Any, ModelOptimizer | None]:
+    """What a critic holds on to: a copy of the weights, an optimizer of its own."""
+    if not recipe.critic.enabled:
+        return None, None
+    judging = model if recipe.critic.weights == "shared" else without_data(recipe, config)
+    if recipe.critic.recalibrate != "step":
+        return judging, None
+    optimizer = ModelOptimizer(judging, recipe.critic.optim)
+    _add_gradients(judging)
+    optimizer.step(1e-6)
+    return judging, optimizer
 
 
 def _add_gradients(model: Any) -> None:

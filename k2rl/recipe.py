@@ -149,7 +149,7 @@ class CriticConfig:
     responses per iteration measure how far the judge can be trusted; with `gate` that weighs the group's advantages.
 
     `recalibrate`: `step` (updates of the critic's own after the policy's, with `optim`), `joint` (its loss, times
-    `coefficient`, is part of the policy's updates), or `off` (frozen, if `weights` is copy). An iteration brings at
+    `coefficient`, is part of the policy's updates), or `none` (frozen, if `weights` is copy). An iteration brings at
     most `pairs` new verified pairs; an update takes `batch` from those of the last `window` iterations, a share
     `replay` of them corruptions of gold responses as in SFT. `label` weighs the verdict's token, `text` each token of
     the better response where it comes first. `labels`: `verified`, or `random` (a control).

@@ -214,7 +214,7 @@ def _critic_problems(recipe: Recipe) -> list[str]:
         }
     )
     found += _one_of("critic.weights", critic.weights, ["shared", "copy"])
-    found += _one_of("critic.recalibrate", critic.recalibrate, ["step", "joint", "off"])
+    found += _one_of("critic.recalibrate", critic.recalibrate, ["step", "joint", "none"])
     found += _one_of("critic.labels", critic.labels, ["verified", "random"])
     found += [f"critic.tournament.{problem}" for problem in critic.tournament.problems()]
     found += [f"critic.trust.{problem}" for problem in critic.trust.problems()]
@@ -224,7 +224,7 @@ def _critic_problems(recipe: Recipe) -> list[str]:
         found.append(f"critic.replay is {critic.replay}: it is a share in [0, 1]")
     if critic.recalibrate == "joint" and critic.weights == "copy":
         found.append(
-            "critic.recalibrate=joint has no effect on critic.weights=copy: take step or off, or weights=shared"
+            "critic.recalibrate=joint has no effect on critic.weights=copy: take step or none, or weights=shared"
         )
     if critic.enabled and critic.gate and not critic.degradations:
         found.append("critic.degradations is 0: the gate would stay shut; give some, or set critic.gate=false")

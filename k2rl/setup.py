@@ -59,14 +59,16 @@ class Parts:
         save_policy(self.policy.model, self.policy.tokenizer, folder)
 
     def check_space(self, folder: Path) -> None:
-        """What is trained, its master where it has one and two moments per checkpoint, one more being written, and the
-        final model."""
+        """What is trained, its master where it has one and two moments per checkpoint, the critic's own, one more being
+        written, and the final model."""
         size = checkpoint = 0
         for parameter in self.policy.model.parameters():
             own, wide = parameter.numel() * parameter.element_size(), 4 * parameter.numel()
             size += own
             if parameter.requires_grad:
                 checkpoint += own + 2 * wide + (wide if own < wide else 0)
+        if self.critic is not None and (learner := self.critic.learner) is not None:
+            checkpoint += (2 if learner.shared else 3) * 4 * sum(p.numel() for p in learner.model.parameters())
         runlog.enough_space(folder, checkpoint * (self.recipe.run.checkpoints_kept + 1) + size)
 
     def close(self) -> None:
@@ -150,6 +152,10 @@ def _check_open_ended(recipe: Recipe, envs: EnvPool) -> None:
             f"env {names[0]} leaves its verdicts to a critic, and critic.enabled is false: set it to true, or leave "
             f"out what is open-ended with {out}"
         )
+    for name in names:
+        spec = recipe.envs[name]
+        if spec.measured is not None or spec.order != "uniform":
+            raise UserError(f"envs.{name}: {spec.id} is open-ended, it has no pass rates for measured or order")
     if recipe.critic.enabled and not names:
         raise UserError(
             "critic.enabled=true has no effect: no environment of the recipe is open-ended; set it to false, or add "

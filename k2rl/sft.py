@@ -43,8 +43,6 @@ from k2rl.trainers.logprobs import TokenLogProbs
 from k2rl.trainers.torch_trainer import text_loss
 from k2rl.types import SCHEMA_VERSION, Split, Task, mean
 
-_CHUNK = 4096
-
 
 def sft(recipe: SftRecipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
     """Train on demonstrations and write a transformers folder with `sft.json`, the report returned.
@@ -284,23 +282,19 @@ class Average:
 
 
 def _batches(units: Sequence[Sequence[Example]], tokens: int, seed: int, pad_id: int) -> Iterator[TextBatch]:
-    """Endless batches of at most `tokens` padded tokens (but at least one unit); units, which stay whole, of like
-    length together, in random order."""
-    longest = [max(len(e.ids) for e in unit) for unit in units]
+    """Endless batches of at most `tokens` tokens (but at least one unit); units stay whole, in random order, so that
+    each batch is a mixture of everything."""
     number = 0
     while True:
-        draw = rng.generator(seed, "sft", number)
-        order = draw.permutation(len(units)).tolist()
-        for at in range(0, len(order), _CHUNK):
-            packs, rows = list[list[int]]([[]]), 0
-            for i in sorted(order[at : at + _CHUNK], key=lambda i: longest[i]):
-                if packs[-1] and (rows + len(units[i])) * longest[i] > tokens:
-                    packs.append([])
-                    rows = 0
-                packs[-1].append(i)
-                rows += len(units[i])
-            for p in draw.permutation(len(packs)).tolist():
-                yield text_batch([e for i in packs[p] for e in units[i]], 1.0, pad_id)
+        pack, used = list[Example](), 0
+        for i in rng.generator(seed, "sft", number).permutation(len(units)).tolist():
+            more = sum(len(e.ids) for e in units[i])
+            if pack and used + more > tokens:
+                yield text_batch(pack, 1.0, pad_id)
+                pack, used = [], 0
+            pack += units[i]
+            used += more
+        yield text_batch(pack, 1.0, pad_id)
         number += 1
 
 

@@ -75,9 +75,10 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def assert_identical(a: Path, b: Path) -> None:
     assert metrics(a) == metrics(b)
     assert all(torch.equal(t, weights(b)[n]) for n, t in weights(a).items())
-    names = sorted(p.name for p in (a / "rollouts").iterdir())
-    assert names == sorted(p.name for p in (b / "rollouts").iterdir())
-    assert all((a / "rollouts" / n).read_bytes() == (b / "rollouts" / n).read_bytes() for n in names)
+    for kind in ("rollouts", "critiques"):
+        names = sorted(p.name for p in (a / kind).glob("*"))
+        assert names == sorted(p.name for p in (b / kind).glob("*"))
+        assert all((a / kind / n).read_bytes() == (b / kind / n).read_bytes() for n in names)
     summaries = [json.loads((x / "summary.json").read_text()) for x in (a, b)]
     for s in summaries:
         s.pop("wall_s")
@@ -401,6 +402,83 @@ def test_groups_that_start_anew_are_the_next_ones(recipe: Callable[..., Recipe],
     assert set(names) <= pending
     parts.close()
     again.parts.close()
+
+
+def judged(*overrides: str) -> Recipe:
+    """nano on math and writing, with a critic that learns."""
+    data = {
+        "model": {"path": "nano"},
+        "envs": {
+            "math": {"id": "math", "args": {"level": 3, "instruction": ""}, "pool": 60, "budget": {"tokens": 40}},
+            "writing": {"id": "k2rl_envs.writing_env:WritingEnv", "pool": 60, "budget": {"tokens": 40}},
+        },
+        "run": {"iterations": 4, "checkpoint_every": 2, "eval_tasks": 4, "threads": 1},
+        "rollout": {"tasks": 6, "group_size": 6},
+        "optim": {"lr": {"start": 0.0005}},
+        "critic": {
+            "enabled": True,
+            "optim": {"name": "muon", "lr": {"start": 0.002}},
+            "pairs": 8,
+            "batch": 8,
+            "window": 2,
+            "trust": {"window": 2, "min_pairs": 4, "min_tasks": 2},
+        },
+    }
+    return resolve(Recipe, data, overrides)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["critic.recalibrate=joint", "critic.gate=false"],
+        ["critic.weights=copy", "critic.tournament.kind=swiss"],
+        ["critic.weights=copy", "critic.recalibrate=none"],
+    ],
+    ids=["step", "joint", "copy", "frozen"],
+)
+def test_with_a_critic_a_resumed_run_continues_identically(tmp_path: Path, extra: list[str]) -> None:
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    summary = train(judged(*extra), whole, quiet=True)
+    train(judged(*extra), again, quiet=True)
+    shutil.rmtree(again / "checkpoints" / "000004")
+    shutil.rmtree(again / "model")
+    train(judged(*extra), again, resume=True, quiet=True)
+    assert_identical(whole, again)
+    rows = metrics(whole)
+    assert {"critic/accuracy", "critic/weight/writing", "reward/writing", "critic/comparisons"} <= rows[-1].keys()
+    assert list(summary["eval_after"]) == ["math"], "nothing passes in an open-ended environment"
+    with gzip.open(whole / "critiques" / "000001.jsonl.gz", "rt") as file:
+        critiques = [json.loads(line) for line in file]
+    assert {c["env"] for c in critiques} == {"writing"}
+    assert all(0 <= m["a_first"] <= 1 for c in critiques for m in c["matches"])
+
+
+def test_a_frozen_judge_stays_and_one_that_learns_moves(tmp_path: Path) -> None:
+    from k2rl.loop import Run
+    from k2rl.setup import build
+
+    moved = {}
+    for name, extra in {"frozen": ["critic.recalibrate=none"], "learning": []}.items():
+        parts = build(judged("critic.weights=copy", *extra))
+        assert parts.critic is not None
+        model: Any = parts.critic.judge.sampler.model  # type: ignore[attr-defined]
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        run = Run(judged("critic.weights=copy", *extra), parts)
+        run.iterate(1)
+        moved[name] = any(not torch.equal(p, before[n]) for n, p in model.named_parameters())
+        parts.close()
+    assert moved == {"frozen": False, "learning": True}
+
+
+def test_open_ended_needs_a_critic_and_a_critic_something_to_rank(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"critic.enabled is false: .*envs.writing=null"):
+        train(judged("critic.enabled=false"), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match="no environment of the recipe is open-ended"):
+        train(judged("envs.writing=null"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    train(judged("critic.enabled=false", "envs.writing=null", "run.iterations=1"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "critiques").exists()
 
 
 @pytest.mark.parametrize(

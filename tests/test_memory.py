@@ -58,6 +58,14 @@ def test_what_is_held_is_counted_to_the_byte() -> None:
     assert (full.held["masters"], half.held["masters"]) == (0, 4 * n)
     assert full.held["moments"] == pytest.approx(8 * n, rel=0.001)
     assert full.held["cache"] == 2 * 2 * 8 * 2 * 16 * 128 * 4  # keys and values, layers, slots, heads, size, columns
+    shared, frozen, both = (
+        estimated("critic.enabled=true", *more).held["critic"]
+        for more in ([], ["critic.weights=copy", "critic.recalibrate=none"], ["critic.weights=copy"])
+    )
+    assert shared == pytest.approx(8 * n, rel=0.001)
+    assert frozen == pytest.approx(4 * n, abs=2 * buffers)
+    assert both == pytest.approx(12 * n, rel=0.001)
+    assert full.held["critic"] == 0
     assert 0 < estimated("optim.name=muon").held["moments"] < full.held["moments"]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -28,6 +29,9 @@ from k2rl.env import Env
 from k2rl.recipe import CriticConfig
 from k2rl.trainers.text_trainer import TextTrainer
 from k2rl.types import Group, Rollout, Status, Task, Verdict, mean
+
+_TRIES = 4
+"""Tasks looked at for each corruption of a gold response: not every task has one."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,9 @@ class Critic:
         seed: int,
     ) -> None:
         self.config, self.envs, self.judge, self.learner, self.seed = config, envs, judge, learner, seed
-        self.own = {
-            name: rubrics.resolve((*env.rubrics, *config.rubrics) if env.open_ended else (CORRECT,))
-            for name, env in envs.items()
-        }
+        self._resolve = cache(rubrics.resolve)
+        for env in envs.values():
+            self._resolve((*env.rubrics, *config.rubrics))  # What is wrong with them shows before anything runs.
         self.pools = {name: tasks for name, tasks in pools.items() if type(envs[name]).corrupt is not Env.corrupt}
         self.trust = Trust(config.trust, seed)
         self.window = Window(config.window)
@@ -118,7 +121,7 @@ class Critic:
     def rank(self, groups: Sequence[Group], iteration: int) -> Ranked:
         """Decide what is pending, after measuring the judge on pairs it has not been trained on."""
         asked, unreadable = self.judge.asked, self.judge.unreadable
-        fresh = verified_pairs(groups, self._criteria("verified"), self.config.pairs, self.seed, iteration)
+        fresh = verified_pairs(groups, self._criteria(iteration), self.config.pairs, self.seed, iteration)
         degraded = [pair for group in groups for pair in self._degraded(group, iteration)]
         self._measure([*fresh, *degraded], iteration)
         self.window.add(iteration, fresh)
@@ -191,13 +194,20 @@ class Critic:
     # --- criteria ----------------------------------------------------------------------------------------
 
     def _words(self, task: Task, iteration: int) -> tuple[str, ...]:
-        """What an open-ended task is judged by: its own rubrics and its environment's, in a phrasing drawn anew."""
-        own = (*rubrics.resolve(task.rubrics), *self.own[task.env])
-        return rubrics.criteria(own, self.seed, iteration, task.id, short=self.judge.prompt.short)
+        """What an open-ended task is judged by: its own rubrics or else its environment's, and the recipe's, in a
+        phrasing drawn anew."""
+        names = task.rubrics or self.envs[task.env].rubrics
+        return self._said((*names, *self.config.rubrics), iteration, task.id)
 
     def _criteria(self, *key: str | int) -> dict[str, tuple[str, ...]]:
-        short = self.judge.prompt.short
-        return {name: rubrics.criteria(own, self.seed, *key, short=short) for name, own in self.own.items()}
+        """What each environment's pairs are judged by where no task says so."""
+        return {
+            name: self._said((*env.rubrics, *self.config.rubrics) if env.open_ended else (CORRECT,), *key)
+            for name, env in self.envs.items()
+        }
+
+    def _said(self, names: tuple[str, ...], *key: str | int) -> tuple[str, ...]:
+        return rubrics.criteria(self._resolve(names), self.seed, *key, short=self.judge.prompt.short)
 
     # --- training ----------------------------------------------------------------------------------------
 
@@ -219,10 +229,12 @@ class Critic:
         """What SFT taught, environments in turn: gold responses against their corruptions."""
         draw, names = rng.generator("remembered", *key), sorted(self.pools)
         found, words = list[Pair](), self._criteria(*key)
-        while len(found) < count:
-            pool = self.pools[names[len(found) % len(names)]]
+        for n in range(_TRIES * count):
+            pool = self.pools[names[n % len(names)]]
             task = pool[int(draw.integers(len(pool)))]
             found += [own[0] for own in pairs.of_gold(self.envs, {task.env: [task]}, words, *key)]
+            if len(found) == count:
+                break
         return found
 
     def step(self, iteration: int, progress: float) -> dict[str, float]:

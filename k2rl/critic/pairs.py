@@ -46,8 +46,9 @@ def of_gold(
     Raises:
         UserError: `gold` or `corrupt` raises.
     """
-    for name, env in envs.items():
-        for task in pools[name]:
+    for name, tasks in pools.items():
+        env = envs[name]
+        for task in tasks:
             with users_code(f"gold() of env {name}"):
                 gold = env.gold(task)
             if isinstance(gold, str) and (made := corrupted(env, task, gold, criteria[name], *key)):

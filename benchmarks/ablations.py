@@ -1,0 +1,198 @@
+"""What the critic, the gate, budgets, PTX, the temperature and tau are worth, on short runs of the quickstart.
+
+    python benchmarks/ablations.py [--seeds 5] [--few 3] [--jobs 2] [--threads 1]
+
+Arms, each against `base` (the quickstart's own settings) with the same seed and the same held-out tasks:
+
+* the critic: `frozen` (a copy of the start, never updated, judges), `random` (every label it learns from is tossed),
+  `ungated` (weight 1, whatever it is worth), `random_ungated`, `none` (no critic, no open-ended environment).
+* the rest: `no_budget` (a cut response costs nothing), `ptx`, `decay` (temperature from 1.3 to 1), `tau_low`,
+  `tau_high`.
+
+`start` is nano. Each finished (arm, seed) is appended to the results file and not run again (see arms.py). What is
+measured: pass@1 on 1,000 held-out tasks per env; the oracle of writing_oracle.py on as many; the judge on pairs of the
+final policy's own answers to held-out tasks, beside nano's judgement of the same pairs; the gate over time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import writing_oracle
+from arms import Row, arguments, collect, measure, points, row
+from rich.console import Console
+from rich.table import Table
+
+from k2rl.critic import pairs
+from k2rl.critic.judge import Judge, criteria_of
+from k2rl.critic.metrics import Labelled
+from k2rl.critic.metrics import measure as judged
+from k2rl.critic.prompt import JudgePrompt
+from k2rl.critic.recalibrate import verified_pairs
+from k2rl.critic.records import Pair
+from k2rl.curriculum import pool as tasks_of
+from k2rl.envpool import EnvPool
+from k2rl.loop import train
+from k2rl.models import Policy, load_policy
+from k2rl.recipe import ModelConfig, Recipe
+from k2rl.recipe_files import load
+from k2rl.rollout import RolloutDriver
+from k2rl.samplers.torch_sampler import TorchSampler
+
+CRITIC: dict[str, list[str]] = {
+    "base": [],
+    "frozen": ["critic.weights=copy", "critic.recalibrate=none"],
+    "random": ["critic.labels=random"],
+    "none": ["critic.enabled=false", "envs.writing=null", "rollout.tasks=20"],
+    "ungated": ["critic.gate=false"],
+    "random_ungated": ["critic.labels=random", "critic.gate=false"],
+}
+REST = {
+    "no_budget": [f"envs.{env}.budget.penalty=0" for env in ("math", "logic", "code", "writing")],
+    "ptx": ["ptx.weight.start=0.1", "ptx.tokens=2048"],
+    "decay": ["temperature.start=1.3", "temperature.end=1.0"],
+    "tau_low": ["objective.tau=0.03"],
+    "tau_high": ["objective.tau=0.3"],
+}
+VERIFIED = ("math", "logic", "code")
+PAIRS, PAIR_TASKS, SAMPLES = 900, 250, 8
+JUDGED = ("accuracy", "order_agreement", "ece", "brier")
+
+
+def run_arm(arm: str, seed: int, args: Namespace) -> Row:
+    """Train one arm (or not at all: start) and measure."""
+    own = (CRITIC | REST).get(arm, [])
+    recipe = load(Recipe, "quickstart", [f"seed={seed}", "run.eval_tasks=0", *args.overrides, *own])
+    folder, wall, told = args.work / f"{arm}-{seed}", 0.0, dict[str, Any]()
+    if arm != "start":
+        shutil.rmtree(folder, ignore_errors=True)
+        wall = train(recipe, folder, quiet=True)["wall_s"]
+        told = gate(folder)
+    start = recipe.model.path
+    model = start if arm == "start" else str(folder / "model")
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    specs = {name: spec for name, spec in recipe.envs.items() if name in VERIFIED}
+    envs = measure(recipe, specs, model, seed, args.tasks)
+    envs["writing"] = writing_oracle.evaluate(model, args.tasks, seed)
+    return row(arm, seed, wall, envs, args.overrides) | {"judge": judges(recipe, model, start, seed), "gate": told}
+
+
+def judges(recipe: Recipe, model: str, start: str, seed: int) -> dict[str, Any]:
+    """The end's and the start's judgement of the same pairs of the final policy's answers to held-out tasks."""
+    base = load(Recipe, "quickstart", [f"seed={seed}", f"model.path={model}"])
+    policy, pool = load_policy(base.model), EnvPool(base.envs, base.rollout.workers, base.run)
+    try:
+        found = own_pairs(policy, pool, seed)
+    finally:
+        pool.close()
+    report: dict[str, Any] = {}
+    for who, path in {"end": model, "start": start}.items():
+        judging = policy if path == model else load_policy(ModelConfig(path=path))
+        judge = Judge(JudgePrompt(judging.chat), TorchSampler(judging.model, judging.chat.pad_id))
+        report[who] = {name: _judgement(judge, own) for name, own in found.items()}
+    return report
+
+
+def own_pairs(policy: Policy, pool: EnvPool, seed: int) -> dict[str, list[Pair]]:
+    """Verified pairs, of each environment and of all, and `writing`'s own responses against their corruptions."""
+    sampler = TorchSampler(policy.model, policy.chat.pad_id)
+    context, prompt = policy.context, JudgePrompt(policy.chat)
+    driver = RolloutDriver(
+        pool, sampler, policy.chat, seed=seed, group_size=SAMPLES, context=context, purpose="judged pairs"
+    )
+    tasks = [t for name, env in pool.templates.items() for t in tasks_of(name, env, "test", 0, PAIR_TASKS)]
+    groups = driver.collect(tasks, 0, lambda env: 1.0)
+    words = {name: criteria_of(env, prompt) for name, env in pool.templates.items()}
+    verified = verified_pairs(groups, words, PAIRS, seed)
+    found = {"verified": verified} | {name: [p for p in verified if p.env == name] for name in VERIFIED}
+    found["degraded"] = [
+        own[0]
+        for group in groups
+        if pool.templates[group.task.env].open_ended
+        for text in sorted({r.text[0] for r in group.rollouts if r.text and not r.cut})[:2]
+        if (own := pairs.corrupted(pool.templates[group.task.env], group.task, text, words[group.task.env], seed))
+    ]
+    return found
+
+
+def _judgement(judge: Judge, own: Sequence[Pair]) -> dict[str, Any]:
+    made = judge.judge([pairs.comparison(pair, better_first=True) for pair in own])
+    known = [(p, j) for p, j in zip(own, made, strict=True) if j is not None]
+    labelled = Labelled.of([j for _, j in known], [True] * len(known), clusters=[p.task for p, _ in known])
+    return {"pairs": len(known), **judged(labelled, JUDGED)}
+
+
+def gate(folder: Path) -> dict[str, Any]:
+    """What became of the gate of writing: its weight over time, and the seconds the critic took."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    weights = [r["critic/weight/writing"] for r in rows if "critic/weight/writing" in r]
+    if not weights:
+        return {}
+    last = weights[-(len(weights) // 3) :]
+    return {
+        "weights": weights,
+        "opened": next((n for n, w in enumerate(weights, start=1) if w > 0), None),
+        "open_share_last_third": statistics.fmean([float(w > 0) for w in last]),
+        "alarms": sum(r["critic/alarms"] for r in rows),
+        "judge_s": statistics.fmean([r["time/judge"] for r in rows]),
+        "critic_s": statistics.fmean([r["time/critic"] for r in rows]),
+        "iteration_s": statistics.fmean([r["time/iteration"] for r in rows]),
+    }
+
+
+COLUMNS: dict[str, Callable[[Row], float]] = {
+    **{f"{env} {way}": lambda r, e=env, w=way: r["envs"][e][w] for env in VERIFIED for way in ("sampled", "greedy")},  # type: ignore[misc]
+    "writing score": lambda r: r["envs"]["writing"]["sampled"]["score"],
+    "greedy score": lambda r: r["envs"]["writing"]["greedy"]["score"],
+    "variety": lambda r: r["envs"]["writing"]["sampled"]["variety"],
+    "judge, verified": lambda r: r["judge"]["end"]["verified"]["accuracy"],
+    "judge, degraded": lambda r: r["judge"]["end"]["degraded"]["accuracy"],
+    "agreement": lambda r: r["judge"]["end"]["verified"]["order_agreement"],
+    "ECE": lambda r: r["judge"]["end"]["verified"]["ece"],
+}
+
+
+def table(rows: Sequence[Row], arms: Sequence[str], against: str, only: Sequence[str] = tuple(COLUMNS)) -> Table:
+    """Differences of each arm to `against` in points, with 95 % t intervals over the seeds that both have."""
+    by_key: Mapping[tuple[str, int], Row] = {(r["arm"], r["seed"]): r for r in rows}
+    grid = Table(title=f"difference to {against} in points, 95 % intervals over seeds")
+    for name in ("arm", "seeds", *only):
+        grid.add_column(name, justify="left" if name == "arm" else "right")
+    for arm in arms:
+        shared = sorted({s for a, s in by_key if a == arm} & {s for a, s in by_key if a == against})
+        if arm == against or not shared:
+            continue
+        gaps = {c: [COLUMNS[c](by_key[arm, s]) - COLUMNS[c](by_key[against, s]) for s in shared] for c in only}
+        grid.add_row(arm, str(len(shared)), *(points(values) for values in gaps.values()))
+    return grid
+
+
+def main() -> None:
+    if "--few" in sys.argv:
+        at = sys.argv.index("--few")
+        few = int(sys.argv[at + 1])
+        del sys.argv[at : at + 2]
+    else:
+        few = 3
+    args = arguments(__doc__, "ablations")
+    seeds = range(args.seeds)
+    jobs = [(arm, seed) for seed in seeds for arm in ("start", *list(CRITIC)[:4])]
+    jobs += [(arm, seed) for seed in islice(seeds, few) for arm in (*list(CRITIC)[4:], *REST)]
+    rows = collect(args, __file__, run_arm, jobs)
+    console = Console(width=220)
+    console.print(table(rows, list(CRITIC | REST), "start"))
+    console.print(table(rows, ["start", *CRITIC, *REST], "base"))
+
+
+if __name__ == "__main__":
+    main()
