@@ -144,17 +144,22 @@ def _other_ending(task: Task, text: str, draw: np.random.Generator) -> str | Non
 
 
 def _other_count(task: Task, text: str, draw: np.random.Generator) -> str | None:
-    """A right number of sentences becomes wrong: two become one, or one falls apart."""
+    """A right number of sentences becomes wrong: two become one, or one falls apart.
+
+    As often longer as shorter: joined with an "and" or with nothing, fallen apart with or without the first word.
+    """
     parts = sentences(text)
     if len(parts) != task.reference["sentences"] or " ".join(parts) != text:
         return None
-    words, way = parts[0].split(), draw.random()
-    if len(parts) == 1 or way < 0.4:
+    words, apart, longer = parts[0].split(), draw.random() < 0.4, draw.random() < 0.5
+    if len(parts) == 1 or apart:
         if len(words) < 4:
             return None
+        if not longer:
+            words = [words[1].capitalize(), *words[2:]]
         return " ".join([f"{' '.join(words[:2])}.", " ".join(words[2:]).capitalize(), *parts[1:]])
     joined = f"{parts[1][0].lower()}{parts[1][1:]}"
-    return " ".join([parts[0].rstrip(".!?"), *(["and"] if way < 0.6 else []), joined, *parts[2:]])
+    return " ".join([parts[0].rstrip(".!?"), *(["and"] if longer else []), joined, *parts[2:]])
 
 
 def _shuffled(task: Task, text: str, draw: np.random.Generator) -> str | None:
