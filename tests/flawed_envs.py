@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import gymnasium
+import numpy as np
 
 from k2rl import Env, SingleTurnEnv, Split, Status, Task, Verdict
 from k2rl.rng import generator, in_test_split
@@ -39,6 +40,9 @@ class Sound(SingleTurnEnv):
     def gold(self, task: Task) -> str | None:
         return f"#### {task.answer}"
 
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> Mapping[str, str]:
+        return {"other_letters": response[:-2] + str(draw.choice(["xz", "qx"]))}
+
     def verify(self, task: Task, response: str) -> Verdict:
         _, mark, answer = response.rpartition("####")
         if not mark:
@@ -61,6 +65,9 @@ class SoundNumbers(Sound):
 
     def gold(self, task: Task) -> str | None:
         return f"I count them. The answer is \\boxed{{{task.answer}}}. That is all of 26."
+
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> Mapping[str, str]:
+        return {"other_number": response.replace(f"{{{task.answer}}}", f"{{{int(str(task.answer)) ^ 1}}}")}
 
     def verify(self, task: Task, response: str) -> Verdict:
         found = re.findall(r"\\boxed\{(\d{1,9})\}", response)
@@ -109,6 +116,8 @@ class WaivesWithoutReason(Sound):
 
 class OpenEnded(Sound):
     """Left to a judge."""
+
+    open_ended = True
 
     def gold(self, task: Task) -> None:
         return None
@@ -374,6 +383,48 @@ class BytesSeen(Sound):
 
     def step(self, action: str) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return b"", *super().step(action)[1:]
+
+
+class NeverTrusted(OpenEnded):
+    """Open-ended, and nothing of which the worse version is known."""
+
+    corrupt = Env.corrupt
+
+
+class SpoilsNothing(Sound):
+    """Its corruptions are correct."""
+
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> Mapping[str, str]:
+        return {"other_space": response.replace(" ", "\t", 1)}
+
+
+class SpoilsByLength(Sound):
+    """Its corruptions are longer."""
+
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> Mapping[str, str]:
+        return {"more_letters": f"{response}xz"}
+
+
+class SpoilsByHash(Sound):
+    """Its corruptions depend on the order of a set of strings."""
+
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> Mapping[str, str]:
+        return {"other_letters": response[:-2] + str(draw.choice(list({"xz", "zx", "qx", "xq", "qz", "zq"})))}
+
+
+class SpoilsInWrongWays(Sound):
+    """All that may be wrong with corruptions."""
+
+    calls = 0
+
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> Mapping[str, str]:
+        words = str(task.reference["words"])
+        if words.endswith("coral"):
+            raise KeyError(words)
+        if words.endswith("grove"):
+            return {"nothing": None}  # type: ignore[dict-item]
+        self.calls += 1
+        return {"same": response, "blank": " " * len(response), "count": str(self.calls).zfill(len(response))}
 
 
 class Shares(Env):

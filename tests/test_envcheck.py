@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import gymnasium
 import pytest
 import two_turn_env
 from k2rl_envs.logic_env import GAMES
+from k2rl_envs.stories_env import StoriesEnv
 
 from k2rl.envcheck import PROBES, Report, check_env, probes, texts
 from k2rl.envcheck.bench import Case
@@ -38,6 +41,7 @@ FLAWED = {
     "Lenient": ["mutations"],
     "LenientAtTheEnd": ["forged"],
     "NeverEnds": ["verdicts"],
+    "NeverTrusted": ["corruptions"],
     "NoTestTasks": ["tasks"],
     "NoVerdictOnSome": ["verdicts"],
     "ObeysOrders": ["override"],
@@ -48,6 +52,9 @@ FLAWED = {
     "SharedTask": ["splits"],
     "Shares": ["isolated"],
     "Signals": ["raises"],
+    "SpoilsByHash": ["processes"],
+    "SpoilsByLength": ["corruption_length"],
+    "SpoilsNothing": ["corruptions"],
     "Substring": ["candidates", "buried"],
     "SwallowsErrors": ["timeouts"],
     "TimeoutIsZero": ["timeouts"],
@@ -110,7 +117,7 @@ def test_slow_graders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_accepts_everything_fails_every_hack() -> None:
-    hacks = ["mutations", "empty", "null", "echo", "constant", "buried", "forged", "override"]
+    hacks = ["mutations", "corruptions", "empty", "null", "echo", "constant", "buried", "forged", "override"]
     assert check("AcceptsAll").failed == hacks
 
 
@@ -141,7 +148,8 @@ def test_without_gold_the_other_probes_run() -> None:
     assert report.ok, str(report)
     skipped = {f.probe for f in report.findings if f.result == "skipped"}
     assert skipped == {
-        *("gold", "budget", "leak", "mutations", "constant", "candidates", "buried", "isolated", "timeouts")
+        *("gold", "budget", "leak", "mutations", "constant", "candidates", "buried", "isolated", "timeouts"),
+        *("corruptions", "corruption_length"),
     }
 
 
@@ -149,6 +157,48 @@ def test_verdicts_left_to_a_judge() -> None:
     report = check("OpenEnded", tasks=4)
     assert report.ok
     assert "the verdicts are left to a judge" in str(report)
+
+
+def test_what_is_wrong_with_corruptions() -> None:
+    report = check("SpoilsInWrongWays", tasks=64)
+    assert report.failed == ["corruptions"], str(report)
+    evidence = [flaw.evidence for finding in report.findings for flaw in finding.flaws]
+    for said in (
+        "corrupt() fails: KeyError: 'amber coral' (",
+        "corrupt() fails: a corruption is a name and a text, got ('nothing', None)",
+        "same is the response itself: '#### ",
+        "blank is no text: '  ",
+        "and, with the same draw, '0",
+        "at a second call",
+    ):
+        assert any(said in line for line in evidence), (said, evidence)
+
+
+def test_an_open_ended_environment_is_told_that_its_gate_stays_closed(report_on: Callable[[str], Report]) -> None:
+    said = str(report_on("NeverTrusted"))
+    assert "there is no corrupt(), so the critic's gate would never open: let it return worse versions" in said
+    assert "failed corruption_length" not in said
+
+
+def test_lengths_are_told_by_kind_and_together(report_on: Callable[[str], Report]) -> None:
+    finding = next(f for f in report_on("SpoilsByLength").findings if f.result == "failed")
+    assert [flaw.evidence.split(" in 100%")[0] for flaw in finding.flaws] == [
+        "more_letters is longer than the response",
+        "what corrupt() makes, of any kind, is longer than the response",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "reason"),
+    [
+        ("stories", {}, "there is no corrupt()"),
+        ("logic", {"game": "sudoku"}, "corrupt() makes nothing of the gold responses"),
+    ],
+)
+def test_verifiable_environments_need_no_corruptions(name: str, args: Mapping[str, Any], reason: str) -> None:
+    report = check_env(name, args=args, tasks=4)
+    assert report.ok, str(report)
+    assert [f.reason for f in report.findings if f.probe == "corruptions"] == [reason]
 
 
 def test_a_waived_probe_is_shown_with_its_reason() -> None:
@@ -207,13 +257,33 @@ def test_arguments_of_an_instance_are_kept() -> None:
     assert report.ok, str(report)
 
 
-@pytest.mark.parametrize("name", sorted(installed("envs")))
+@pytest.mark.parametrize("name", sorted(set(installed("envs")) - {"open"}))
 def test_shipped_environments_pass(name: str) -> None:
     try:
         report = check_env(name)
     except UnavailableError as error:
         pytest.skip(str(error))
     assert report.ok, str(report)
+
+
+def test_open_passes_on_rows_with_and_without_answers(tmp_path: Path) -> None:
+    stories = StoriesEnv()
+    asked = islice(stories.tasks("train", 0), 80)
+    rows = [{"prompt": f"Go on: {t.prompt}", "answer": stories.gold(t) if n % 4 else None} for n, t in enumerate(asked)]
+    file = tmp_path / "asks.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    report = check_env("open", args={"data": str(file)}, tasks=12)
+    assert report.ok, str(report)
+    results = {f.probe: f.result for f in report.findings}
+    assert results["corruptions"] == results["corruption_length"] == "passed"
+
+
+def test_real_open_ended_rows_pass(shared_data: Path) -> None:
+    """All but the budget in nano's tokens, which real answers may exceed."""
+    report = check_env("open", args={"data": str(shared_data / "biggen/tasks_with_rubrics.jsonl")}, tasks=12)
+    assert set(report.failed) <= {"budget"}, str(report)
+    results = {f.probe: f.result for f in report.findings}
+    assert results["corruptions"] == results["corruption_length"] == "passed"
 
 
 MODES: list[tuple[str, Mapping[str, Any]]] = [

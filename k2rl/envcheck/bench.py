@@ -172,6 +172,18 @@ class Bench:
             gold = row.get("gold")
             yield Case.of(task, (gold,) if isinstance(gold, str) else tuple(gold or ()))
 
+    def corruptions(
+        self, cases: Sequence[Case], draw: int = 0, subject: Subject | None = None
+    ) -> list[tuple[Case, dict[str, str], str]]:
+        """What `corrupt` makes of the gold response of each case, and how it failed; with another number another draw.
+
+        Only of gold responses of one turn: no others are ever corrupted.
+        """
+        cases = [c for c in cases if len(c.gold) == 1]
+        request = {"tasks": [c.task.to_json() for c in cases], "responses": [c.gold[0] for c in cases], "draw": draw}
+        rows = (subject or self.subject).ask("corruptions", 4 * self.deadline_s, **request)
+        return [(c, row.get("made", {}), row.get("raised", "")) for c, row in zip(cases, rows, strict=True)]
+
     # --- tasks ---------------------------------------------------------------------------------------------
 
     def _pool(self, split: Split) -> list[Task]:

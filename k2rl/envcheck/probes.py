@@ -17,7 +17,7 @@ import os
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,8 +33,14 @@ from k2rl.types import SCORED, Status, Task
 MOST_CONSTANT = 0.5
 """Share of the tasks from which on one and the same response passes too often."""
 SLOW_S = 0.5
+MOST_OF_A_KIND, MOST_OF_ALL = 0.75, 0.65
+"""Shares of the corruptions of one kind, and of all kinds, beyond which too many are longer, or shorter."""
+LENGTH_TASKS, LENGTH_DRAWS = 64, 4
+LEAST_TASKS = 8
+"""Tasks in which a kind must occur before its lengths say something."""
 
 NO_GOLD = "gold() knows no response"
+NO_CORRUPT = "there is no corrupt()"
 
 Need = Literal["gold", "verdicts"]
 """What a probe can't do without: gold responses; a score at the end of an episode."""
@@ -75,11 +81,13 @@ def same_tasks(bench: Bench) -> Iterator[Flaw]:
     yield from bench.differences(bench.subject, "at a second call")
 
 
-@probe("processes", "another process, with other hashes of strings, gives the same tasks")
+@probe("processes", "another process, with other hashes of strings, gives the same tasks and corruptions")
 def processes(bench: Bench) -> Iterator[Flaw]:
     other = Subject(bench.subject.origin, hash_seed=bench.subject.hash_seed + 1)
     try:
         yield from bench.differences(other, "in another process")
+        if bench.about["corrupts"]:
+            yield from _corrupted_otherwise(bench, other, "in another process")
     finally:
         other.close()
 
@@ -185,6 +193,90 @@ def mutations(bench: Bench) -> Iterator[Flaw]:
         spoiled = [case.with_answer(t) for t in texts.mutations(case.answer)]
         if case.gold and all(bench.say(case, text)[-1].paid for text in spoiled):
             yield Flaw(f"all of {len(spoiled)} pass, such as {short(spoiled[0])}", case.task)
+
+
+# --- corruptions of it: they feed the critic's gate and preference pairs ----------------------------------------
+
+
+@probe("corruptions", "what corrupt() makes of a gold response is another text, the same again, and not correct")
+def corruptions(bench: Bench) -> Iterator[Flaw]:
+    if not bench.about["corrupts"]:
+        yield from _without_corruptions(bench, NO_CORRUPT)
+    found = bench.corruptions(bench.known)
+    if not found:
+        raise InapplicableError(NO_GOLD)
+    if not any(made or failure for _, made, failure in found):
+        yield from _without_corruptions(bench, "corrupt() makes nothing of the gold responses")
+    for case, made, failure in found:
+        if failure:
+            yield Flaw(f"corrupt() fails: {failure}", case.task)
+        for kind, text in made.items():
+            if not text.strip():
+                yield Flaw(f"{kind} is no text: {short(text)}", case.task)
+            elif text == case.gold[0]:
+                yield Flaw(f"{kind} is the response itself: {short(text)}", case.task)
+    yield from _corrupted_otherwise(bench, bench.subject, "at a second call")
+    for case, made, _ in bench.corruptions(bench.some):
+        for kind, text in made.items():
+            if text != case.gold[0] and bench.gold(case).correct:
+                played = bench.play(case.task, (text,), go_on=False)
+                if played.correct:
+                    yield Flaw(f"{kind}, {short(text)}, is {played.outcome}", case.task)
+
+
+def _without_corruptions(bench: Bench, why: str) -> Iterator[Flaw]:
+    """Nothing to probe, which only an open-ended environment is to blame for."""
+    if bench.about["open_ended"]:
+        yield Flaw(f"{why}, so the critic's gate would never open: let it return worse versions of a response")
+    raise InapplicableError(why)
+
+
+def _corrupted_otherwise(bench: Bench, subject: Subject, when: str) -> Iterator[Flaw]:
+    """The first corruptions that are others when asked for again, possibly in another process."""
+    for (case, made, _), (_, again, _) in zip(
+        bench.corruptions(bench.some), bench.corruptions(bench.some, subject=subject), strict=True
+    ):
+        for kind in sorted({*made, *again}):
+            if made.get(kind) != again.get(kind):
+                one, other = (short(m.get(kind, "missing")) for m in (made, again))
+                yield Flaw(f"{kind} is {one} and, with the same draw, {other} {when}", case.task)
+                return
+
+
+@probe("corruption_length", "what corrupt() makes of gold responses is neither longer nor shorter as a rule")
+def corruption_length(bench: Bench) -> Iterator[Flaw]:
+    """Else a judge that goes by length would seem to have judgement."""
+    if not bench.about["corrupts"]:
+        raise InapplicableError(NO_CORRUPT)
+    cases = bench.more(LENGTH_TASKS)
+    compared = [
+        (kind, case.task.id, _longer(text, case.gold[0]))
+        for draw in range(LENGTH_DRAWS)
+        for case, made, _ in bench.corruptions(cases, draw)
+        for kind, text in made.items()
+    ]
+    if (n := len({task for _, task, _ in compared})) < LEAST_TASKS:
+        raise InapplicableError(f"needs {LEAST_TASKS} tasks with a gold response that is corrupted, there are {n}")
+    for kind in sorted({kind for kind, _, _ in compared}):
+        some = [(task, longer) for k, task, longer in compared if k == kind]
+        if len({task for task, _ in some}) >= LEAST_TASKS:
+            yield from _one_sided([longer for _, longer in some], MOST_OF_A_KIND, kind)
+    yield from _one_sided([longer for _, _, longer in compared], MOST_OF_ALL, "what corrupt() makes, of any kind,")
+
+
+def _longer(text: str, gold: str) -> float:
+    """1 where it is longer than the gold response, 0 where it is shorter, a half where neither."""
+    return 0.5 + ((len(text) > len(gold)) - (len(text) < len(gold))) / 2
+
+
+def _one_sided(longer: Sequence[float], most: float, what: str) -> Iterator[Flaw]:
+    share = statistics.fmean(longer)
+    for side, part in (("longer", share), ("shorter", 1 - share)):
+        if part > most:
+            yield Flaw(
+                f"{what} is {side} than the response in {part:.0%} of {len(longer)} cases (equal lengths count half), "
+                f"and {most:.0%} is the most: a rule of length would look like judgement"
+            )
 
 
 # --- hacks: none of these may be paid --------------------------------------------------------------------------

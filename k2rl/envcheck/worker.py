@@ -25,7 +25,7 @@ from typing import Any
 
 import gymnasium
 
-from k2rl import plugins
+from k2rl import plugins, rng
 from k2rl.env import Env, GymTextEnv
 from k2rl.errors import UnavailableError, UserError, own_frame, users_code
 from k2rl.types import Task, Verdict
@@ -122,6 +122,8 @@ class _Worker:
             "max_turns": self.env.max_turns,
             "waived": dict(getattr(self.inner, "waived_probes", {})),
             "plain": isinstance(self.env, GymTextEnv),
+            "open_ended": self.env.open_ended,
+            "corrupts": type(self.env).corrupt is not Env.corrupt,
         }
 
     def tasks(self, split: str, seed: int, n: int, seconds: float) -> dict[str, Any]:
@@ -145,6 +147,19 @@ class _Worker:
             try:
                 gold = self.template.gold(task)
                 found.append({"gold": gold if gold is None or isinstance(gold, str) else [str(g) for g in gold]})
+            except Exception as error:
+                found.append({"raised": described(error)})
+        return found
+
+    def corruptions(
+        self, tasks: Sequence[Mapping[str, Any]], responses: Sequence[str], draw: int
+    ) -> list[dict[str, Any]]:
+        """What `corrupt` makes of a response to each task, with chance drawn by the task and the number `draw`."""
+        found: list[dict[str, Any]] = []
+        for task, response in zip(map(Task.from_json, tasks), responses, strict=True):
+            try:
+                made = dict(self.template.corrupt(task, response, rng.generator("env-check", task.id, draw)))
+                found.append(_unlike_texts(made) or {"made": made})
             except Exception as error:
                 found.append({"raised": described(error)})
         return found
@@ -288,6 +303,12 @@ class _Interrupter:
             if here == self.place:
                 raise InjectedTimeoutError
         return self
+
+
+def _unlike_texts(made: Mapping[Any, Any]) -> dict[str, str]:
+    """What is wrong with corruptions that are no texts under a name; empty where all are."""
+    wrong = next((item for item in made.items() if not all(isinstance(part, str) for part in item)), None)
+    return {} if wrong is None else {"raised": f"a corruption is a name and a text, got {wrong!r:.60}"}
 
 
 def _unfit(task: Task) -> str:
