@@ -87,6 +87,18 @@ def test_long_prompts_keep_their_beginning_when_rows_beside_them_end_at_once(tin
         torch.testing.assert_close(torch.tensor(c.logprobs), full_logprobs(tiny_model, long, c.ids), atol=1e-4, rtol=0)
 
 
+def test_a_cache_without_rows_grows_for_longer_prompts(tiny_model: Any) -> None:
+    """What was sampled before had short prompts, and all of it has left."""
+    sampler = TorchSampler(tiny_model, 0, 4, workers=1)
+    tokens = np.random.default_rng(0).integers(20, 300, 200).tolist()
+    for count in (3, 200):
+        request = Request(f"r{count}", tuple(tokens[:count]), (1, 2), 4, 1.0, STOP)
+        for c in run(sampler, [request]).values():
+            torch.testing.assert_close(
+                torch.tensor(c.logprobs), full_logprobs(tiny_model, request, c.ids), atol=1e-4, rtol=0
+            )
+
+
 def test_a_sample_depends_on_its_key_alone(tiny_model: Any) -> None:
     wanted = requests(6, 3)
     together = run(TorchSampler(tiny_model, 0, 64), wanted)

@@ -97,6 +97,7 @@ class SlotCache(Cache):  # type: ignore[misc]
                 for name in ("keys", "values"):
                     old = getattr(layer, name)
                     new = old.new_zeros((*old.shape[:2], grown, old.shape[3]))
-                    new[:rows, :, self.low : self.now] = old[:rows, :, self.low : self.now]
+                    if rows:  # Without, `now` may already be where the old tensor has no columns.
+                        new[:rows, :, self.low : self.now] = old[:rows, :, self.low : self.now]
                     setattr(layer, name, new)
         self.columns = grown
