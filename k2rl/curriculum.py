@@ -61,8 +61,10 @@ class Fitting:
     left_out: int
 
 
-def fitting(tasks: Sequence[Task], tokens: Callable[[Task], int], context: int) -> Fitting:
-    """Leave out tasks whose prompt and budget together exceed the model's context (in tokens).
+def fitting(
+    tasks: Sequence[Task], tokens: Callable[[Task], int], context: int, what: str = "prompt with its budget"
+) -> Fitting:
+    """Leave out tasks that need more (`what`) than the model's context, in tokens.
 
     Raises:
         UserError: none fits.
@@ -71,8 +73,8 @@ def fitting(tasks: Sequence[Task], tokens: Callable[[Task], int], context: int) 
     if not kept:
         shortest = min(tokens(t) for t in tasks)
         raise UserError(
-            f"env {tasks[0].env}: no task fits the model's context of {context} tokens (the shortest prompt with its "
-            f"budget needs {shortest}): lower envs.{tasks[0].env}.budget.tokens"
+            f"env {tasks[0].env}: no task fits the model's context of {context} tokens (the shortest {what} needs "
+            f"{shortest}): lower envs.{tasks[0].env}.budget.tokens"
         )
     return Fitting(kept, len(tasks) - len(kept))
 

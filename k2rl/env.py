@@ -106,6 +106,12 @@ class Env(gymnasium.Env[str, str]):
         """A response that passes (a sequence: one per turn); None where none is known."""
         return task.answer
 
+    def sample_gold(self, task: Task, draw: np.random.Generator) -> str | None:
+        """A one-turn response that passes, or is as good as can be: another one with each draw, where the environment
+        knows several."""
+        gold = self.gold(task)
+        return gold if isinstance(gold, str) else None
+
     def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> Mapping[str, str]:
         """Worse versions of a one-turn response, each with the name of what was done to it (`wrong_number`, …): for
         pairs of which the judge's right choice is known without asking anybody.
@@ -114,6 +120,11 @@ class Env(gymnasium.Env[str, str]):
         this response is left out. `draw` is the only source of chance.
         """
         return {}
+
+    def well_formed(self, response: str) -> bool | None:
+        """Whether a response has the form of one at all, whatever was asked (None: there is no such form). A judge must
+        know more than this rule for its ranking to count."""
+        return None
 
     def reset_task(self, task: Task) -> tuple[str, dict[str, Any]]:
         """Start an episode on `task`: the first observation and info.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from k2rl import budget, rng
+from k2rl.chat import Chat
 from k2rl.curriculum import fitting, pool
 from k2rl.difficulty import tasks_of
 from k2rl.env import Env
@@ -198,16 +199,16 @@ def held_out(policy: Policy, envs: EnvPool, seed: int, count: int, split: Split 
             policy.chat.check_turns()
         with envs.watchdog.watching(f"tasks() of env {name}"):
             tasks = pool(name, env, split, seed, count)
-        found[name] = fitting(tasks, tokens_needed(policy, envs), policy.context).tasks
+        found[name] = fitting(tasks, tokens_needed(policy.chat, envs), policy.context).tasks
     return found
 
 
-def tokens_needed(policy: Policy, envs: EnvPool) -> Callable[[Task], int]:
+def tokens_needed(chat: Chat, envs: EnvPool) -> Callable[[Task], int]:
     """Prompt plus budget of a task, in tokens."""
 
     def needed(task: Task) -> int:
         limit = budget.limit(task, envs.specs[task.env].budget, envs.templates[task.env].budget)
-        return len(policy.chat.prompt(task.messages)) + limit
+        return len(chat.prompt(task.messages)) + limit
 
     return needed
 

@@ -36,6 +36,8 @@ class Run:
         self.times: dict[str, float] = {}
         self.restart: list[Task] = []
         """Tasks whose interrupted groups could be neither restored nor replayed."""
+        self.alarms: list[str] = []
+        """What the critic raised so far."""
 
     def iterate(self, iteration: int) -> tuple[dict[str, float], Ranked]:
         """One iteration: metrics, and the groups it was made of with what the critic made of them."""
@@ -53,7 +55,7 @@ class Run:
             moment = Moment(iteration, progress, parts.driver.estimates)
             rate = recipe.run.max_failure_rate
             scored = score(ranked.groups, recipe.envs, parts.objective, rate, moment, ranked.weights)
-            parts.curriculum.learn(ranked.groups)
+            parts.curriculum.learn([g for g in ranked.groups if not parts.envs.templates[g.task.env].open_ended])
         with self.clock("train"):
             updates = recipe.trainer.updates_per_iteration
             texts = [self.ptx_texts(progress) for _ in range(updates)]
@@ -101,6 +103,7 @@ class Run:
             "pending": parts.driver.state(),
             "budgets": parts.driver.estimates,
             "critic": parts.critic.state() if parts.critic else None,
+            "alarms": self.alarms,
             **extra,
         }
 
@@ -114,6 +117,7 @@ class Run:
         parts.driver.estimates = state["budgets"]
         if parts.critic:
             parts.critic.restore(state["critic"])
+            self.alarms = list(state["alarms"])
         parts.sampler.publish(parts.trainer.named_tensors(), state["iteration"])
 
 
@@ -159,7 +163,8 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
         for iteration in range(first, recipe.run.iterations + 1):
             metrics, ranked = run.iterate(iteration)
             for alarm in ranked.alarms:
-                console.print(f"iteration {iteration}: {alarm}", style="bold red", markup=False, soft_wrap=True)
+                run.alarms.append(alarm)
+                console.print(alarm, style="bold red", markup=False, soft_wrap=True)
             if recipe.run.eval_every and iteration % recipe.run.eval_every == 0:
                 results = evaluation(recipe, parts, True, "during")
                 metrics |= {f"eval/{env}/pass@1": r["pass@1"] for env, r in results.items()}
@@ -169,11 +174,11 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
                 with writing(log.checkpoints):
                     kept = recipe.run.checkpoints_kept
                     checkpoint.save(log.checkpoints, iteration, parts.trainer, run.state(extra), kept, learner)
-            show(iteration, recipe.run.iterations, _status(metrics, parts.curriculum))
+            show(iteration, recipe.run.iterations, _status(metrics, parts.curriculum, ranked))
     wall = time.perf_counter() - started
     log.replace_folder("model", parts.save_model)
     after = evaluation(recipe, parts, quiet, "after")
-    summary = summary_of(parts, before, after, wall)
+    summary = summary_of(parts, before, after, wall) | ({"alarms": run.alarms} if parts.critic else {})
     log.summary(summary)
     return summary
 
@@ -183,12 +188,19 @@ def _averages(stats: list[dict[str, float]]) -> dict[str, float]:
     return {key: mean([s[key] for s in stats if key in s]) for key in (stats[0] if stats else {})}
 
 
-def _status(metrics: dict[str, float], curriculum: Curriculum) -> str:
+def _status(metrics: dict[str, float], curriculum: Curriculum, ranked: Ranked) -> str:
     """What a person wants to see of an iteration."""
     parts = [
         f"{name}: {100 * metrics[f'success/{name}']:.0f} % right, {metrics[f'tokens/{name}']:.0f} tokens"
         for name in curriculum.pools
         if f"success/{name}" in metrics
     ]
+    for name, weight in ranked.weights.items():
+        accuracy = metrics.get(f"critic/accuracy/{name}/degradation")
+        judge = "judge not measured" if accuracy is None else f"judge {100 * accuracy:.0f} % right"
+        why = f" ({ranked.closed[name].replace('_', ' ')})" if name in ranked.closed else ""
+        parts.append(f"{name}: {judge}, weight {weight:.2f}{why}")
+    if unreadable := metrics.get("critic/unreadable"):
+        parts.append(f"{unreadable:.0f} of {metrics['critic/judgements']:.0f} verdicts unreadable")
     errors = int(sum(metrics[f"errors/{status}"] for status in FAILURES))
     return "  ".join([*parts, f"{metrics['perf/tokens_per_s']:.0f} tok/s", *([f"{errors} errors"] if errors else [])])

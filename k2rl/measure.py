@@ -73,12 +73,14 @@ def _training_tasks(recipe: Recipe, envs: EnvPool, policy: Policy) -> list[Task]
     if multi_turn(envs.templates):
         policy.chat.check_turns()
     found: list[Task] = []
+    if envs.templates and all(env.open_ended for env in envs.templates.values()):
+        raise UserError(f"nothing to measure: {', '.join(envs.templates)} is open-ended, where no response is right")
     for name, env in envs.templates.items():
         if env.open_ended:
             continue  # Nothing passes there.
         with envs.watchdog.watching(f"tasks() of env {name}"):
             tasks = pool(name, env, "train", recipe.seed, recipe.envs[name].pool)
-        found += fitting(tasks, tokens_needed(policy, envs), policy.context).tasks
+        found += fitting(tasks, tokens_needed(policy.chat, envs), policy.context).tasks
     return found
 
 

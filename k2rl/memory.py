@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM
 from k2rl import lora, models
 from k2rl.batch import Example, batches, text_batch
 from k2rl.chat import Chat
+from k2rl.errors import UserError
 from k2rl.losses import objective
 from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.protocols import Request
@@ -170,17 +171,19 @@ def _tried(recipe: Recipe, config: Any, lengths: Lengths, device: str, workers: 
     return Estimate(held, phases, round(slack), BASE[device])
 
 
-def _critic(recipe: Recipe, config: Any, model: Any) -> tuple[Any, ModelOptimizer | None]:
-    """What a critic holds on to: a copy of the weights, an optimizer of its own."""
+def _critic(recipe: Recipe, config: Any, model: Any) -> list[Any]:
+    """What a critic holds on to: copies of the weights, an optimizer of its own."""
     if not recipe.critic.enabled:
-        return None, None
+        return []
+    held = [without_data(recipe, config)] if recipe.critic.reference else []
     judging = model if recipe.critic.weights == "shared" else without_data(recipe, config)
-    if recipe.critic.recalibrate != "step":
-        return judging, None
-    optimizer = ModelOptimizer(judging, recipe.critic.optim)
-    _add_gradients(judging)
-    optimizer.step(1e-6)
-    return judging, optimizer
+    held.append(judging)
+    if recipe.critic.recalibrate == "step":
+        optimizer = ModelOptimizer(judging, recipe.critic.optim)
+        _add_gradients(judging)
+        optimizer.step(1e-6)
+        held.append(optimizer)
+    return held
 
 
 def _add_gradients(model: Any) -> None:
@@ -341,13 +344,16 @@ def available(device: str) -> int:
 
 def remedies(recipe: Recipe, config: Any, lengths: Lengths, device: str, room: int) -> tuple[list[str], Estimate]:
     """What to override, the gentlest first, until the run fits into `room` bytes; and the estimate then, which may
-    still be above it. A change that would not help is left out."""
+    still be above it. A change that would not help, or is not allowed here, is left out."""
     found: list[str] = []
     best = estimate(recipe, config, lengths, device)
     for override in _changes(recipe, lengths, device):
         if best.peak <= room:
             break
-        tried = resolve(Recipe, to_dict(recipe), [override])
+        try:
+            tried = resolve(Recipe, to_dict(recipe), [override])
+        except UserError:  # It does not go with the rest, such as bfloat16 with a critic that has updates of its own.
+            continue
         now = estimate(tried, config, lengths, device)
         if now.peak < 0.98 * best.peak:
             found, recipe, best = [*found, override], tried, now

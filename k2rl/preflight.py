@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from k2rl import budget, memory, models, runlog
-from k2rl.curriculum import pool
+from k2rl import budget, memory, models, runlog, setup
+from k2rl.critic.setup import COMPARISON, context_needed
+from k2rl.curriculum import fitting, pool
 from k2rl.doctor import Check
 from k2rl.envpool import EnvPool
 from k2rl.errors import UserError
@@ -72,6 +73,11 @@ def _model(recipe: Recipe) -> tuple[Description, str]:
 
 def _environments(recipe: Recipe) -> tuple[EnvPool, str]:
     envs = EnvPool(recipe.envs, 0, recipe.run)
+    try:
+        setup.check_environments(recipe, envs)
+    except BaseException:
+        envs.close()
+        raise
     left = "".join(f"; {name} is left out: {reason}" for name, reason in envs.left_out.items())
     return envs, ", ".join(envs.templates) + left
 
@@ -79,10 +85,13 @@ def _environments(recipe: Recipe) -> tuple[EnvPool, str]:
 def _tasks(recipe: Recipe, model: Description, envs: EnvPool) -> tuple[Lengths, str]:
     """The longest prompt and response of tasks that fit the context."""
     context = models.context_length(model.config)
+    needed = context_needed(recipe, envs, model.chat)
     longest, told = Lengths(1, 1), []
     for name, env in envs.templates.items():
         own_budget = partial(budget.limit, config=recipe.envs[name].budget, env_default=env.budget)
         tasks = pool(name, env, "train", recipe.seed, recipe.envs[name].pool)
+        if env.open_ended:
+            tasks = fitting(tasks, needed, context, COMPARISON).tasks
         own = memory.longest(model.chat, tasks, own_budget, context)
         if own is None:
             raise UserError(

@@ -33,7 +33,7 @@ def live(title: str, quiet: bool) -> Iterator[Callable[[float, float, str], None
             nonlocal last
             if time.monotonic() - last >= _LINE_EVERY_S or (text and done >= total):
                 last = time.monotonic()
-                console.print(f"{title} {done:g}/{total:g} {text}", markup=False)
+                console.print(f"{title} {done:g}/{total:g} {text}", markup=False, soft_wrap=True)
 
         yield line
         return

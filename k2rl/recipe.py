@@ -41,9 +41,9 @@ class ModelConfig:
 class EnvSpec:
     """One environment of the mixture, under a name of the user's choice.
 
-    `weight` is its share of the tasks; `pool` cuts an endless task stream; `temperature` overrides the run's;
-    `reward_range` is required for plain gymnasium envs and maps their returns to [0, 1]. An `optional` one is left out
-    where the machine can't run it.
+    `weight` is its share of the tasks (in SFT: how many times each of its demonstrations is in the mixture); `pool`
+    cuts an endless task stream; `temperature` overrides the run's; `reward_range` is required for plain gymnasium envs
+    and maps their returns to [0, 1]. An `optional` one is left out where the machine can't run it.
 
     `measured` names a file of pass rates per task (`k2rl measure`). `pass_rate` [lowest, highest] keeps the tasks
     measured within it. `order` of the tasks: uniform (each pass over the pool is shuffled), prioritised (in proportion
@@ -147,12 +147,15 @@ class CriticConfig:
     are judged by beside those of each open-ended env and task. `reasoning_tokens` above 0 lets the judge argue before
     its verdict, instead of reading off the log-probs of two labels. `degradations` of each open-ended group's own
     responses per iteration measure how far the judge can be trusted; with `gate` that weighs the group's advantages.
+    With `reference` a copy of the start's weights judges the verified pairs as well, which shows what recalibration
+    gained, and the gate's guard compares the two on the same pairs.
 
     `recalibrate`: `step` (updates of the critic's own after the policy's, with `optim`), `joint` (its loss, times
-    `coefficient`, is part of the policy's updates), or `none` (frozen, if `weights` is copy). An iteration brings at
-    most `pairs` new verified pairs; an update takes `batch` from those of the last `window` iterations, a share
-    `replay` of them corruptions of gold responses as in SFT. `label` weighs the verdict's token, `text` each token of
-    the better response where it comes first. `labels`: `verified`, or `random` (a control).
+    `coefficient`, is part of the policy's updates, of which there are none without groups that train), or `none`
+    (frozen, if `weights` is copy). An iteration brings at most `pairs` new verified pairs; an update takes `batch` from
+    those of the last `window` iterations, a share `replay` of them corruptions of the open-ended envs' gold responses,
+    as in SFT. `label` weighs the verdict's token, `text` each token of the better response where it comes first.
+    `labels`: `verified`, or `random` (a control).
     """
 
     enabled: bool = False
@@ -162,6 +165,7 @@ class CriticConfig:
     tournament: TournamentConfig = field(default_factory=TournamentConfig)
     degradations: int = 8
     gate: bool = True
+    reference: bool = False
     trust: TrustConfig = field(default_factory=TrustConfig)
     recalibrate: str = "step"
     coefficient: float = 1.0

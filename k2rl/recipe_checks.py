@@ -227,7 +227,23 @@ def _critic_problems(recipe: Recipe) -> list[str]:
             "critic.recalibrate=joint has no effect on critic.weights=copy: take step or none, or weights=shared"
         )
     if critic.enabled and critic.gate and not critic.degradations:
-        found.append("critic.degradations is 0: the gate would stay shut; give some, or set critic.gate=false")
+        found.append("critic.degradations is 0: the gate would stay shut: give some, or set critic.gate=false")
+    if critic.reasoning_tokens and critic.recalibrate != "none":
+        found.append(
+            "critic.reasoning_tokens needs critic.recalibrate=none: what is learned is a verdict without an argument, "
+            "and the judge would stop arguing"
+        )
+    if critic.recalibrate != "none" and not critic.label and not critic.text:
+        found.append("critic.label and critic.text are both 0: there is nothing to learn; set critic.recalibrate=none")
+    if critic.recalibrate != "none" and not critic.pairs and not critic.replay:
+        found.append("critic.pairs and critic.replay are both 0: nothing to learn from; set critic.recalibrate=none")
+    if critic.optim.reset_each_iteration:
+        found.append("critic.optim.reset_each_iteration has no effect: the critic's moments stay")
+    if critic.tournament.anchor >= recipe.rollout.group_size:
+        found.append(
+            f"critic.tournament.anchor is {critic.tournament.anchor}: a group has responses 0 to "
+            f"{recipe.rollout.group_size - 1}"
+        )
     if critic.recalibrate == "step" and critic.weights == "shared" and recipe.model.dtype == "bfloat16":
         found.append(
             "critic.recalibrate=step on shared bfloat16 weights would have two float32 masters: take joint, or "
@@ -278,6 +294,12 @@ def _sft_problems(recipe: SftRecipe) -> list[str]:
             "model.scratch.vocab_size": (scratch.vocab_size, 300),
         }
     )
+    for name, spec in recipe.envs.items():
+        if spec.weight != round(spec.weight) or spec.weight < 1:
+            found.append(
+                f"envs.{name}.weight is {spec.weight:g}: in SFT it says how many times each demonstration is in the "
+                "mixture, give 1, 2, …"
+            )
     for name, share in sft.pairs.shares.items():
         if name not in recipe.envs:
             found.append(f"sft.pairs.shares.{name}: there is no such env; there are {', '.join(recipe.envs)}")

@@ -99,6 +99,8 @@ def resolve(schema: type[R], data: Mapping[str, Any], overrides: Sequence[str] =
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None)
         message = str(getattr(error, "msg", None) or error).splitlines()[0]
+        if where and "not a ListConfig" in message:
+            message = f"it is a list, write {where}=[…]"
         raise UserError(f"{source}: {where + ': ' if where else ''}{message}") from None
     assert isinstance(recipe, schema)
     if isinstance(recipe, Recipe):

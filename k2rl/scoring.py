@@ -43,8 +43,8 @@ def score(
     """Rewards and advantages of an iteration's groups at a moment of the run; those that do not train under
     `objective` are in the metrics alone.
 
-    `weights` multiply the advantages of their environments, after whatever the objective makes of rewards (dividing by
-    their deviation would undo it); a weight of 0 leaves an environment's groups out.
+    `weights` multiply the advantages of their environments, which are the open-ended ones, after whatever the objective
+    makes of rewards (dividing by their deviation would undo it); a weight of 0 leaves an environment's groups out.
 
     Raises:
         RunError: too many rollouts have no verdict (see `check_failures`).
@@ -63,7 +63,7 @@ def score(
             scored.append(ScoredGroup(group.task, rollouts, tuple(kept), advantages, weight))
     check_failures([r for g in groups for r in g.rollouts], max_failure_rate)
     learning = [g for g in scored if g.weight and not (objective.drops_even and even(g))]
-    metrics = _metrics(groups, scored, specs, moment) | {"train/groups": float(len(learning))}
+    metrics = _metrics(groups, scored, specs, moment, frozenset(weights or ())) | {"train/groups": float(len(learning))}
     return Scored(tuple(learning), metrics)
 
 
@@ -155,7 +155,11 @@ def _failures(of: str, rollouts: Sequence[Rollout], allowed: float) -> str:
 
 
 def _metrics(
-    groups: Sequence[Group], scored: Sequence[ScoredGroup], specs: Mapping[str, EnvSpec], moment: Moment
+    groups: Sequence[Group],
+    scored: Sequence[ScoredGroup],
+    specs: Mapping[str, EnvSpec],
+    moment: Moment,
+    ranked: frozenset[str],
 ) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name in sorted({g.task.env for g in groups}):
@@ -165,7 +169,7 @@ def _metrics(
         if rewards:
             metrics[f"reward/{name}"] = mean(rewards)
         valid = [r for r in rollouts if r.verdict is None or r.verdict.scored]
-        if not any(r.verdict is not None and r.verdict.status is Status.RANKED for r in rollouts):
+        if name not in ranked:
             metrics[f"success/{name}"] = mean([float(correct(r, specs[name])) for r in valid])
         metrics[f"tokens/{name}"] = mean([float(r.policy_tokens) for r in rollouts])
         metrics |= {

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from k2rl import budget, demonstrations, difficulty, memory, runlog
 from k2rl.critic.critic import Critic
-from k2rl.critic.judge import Judge
-from k2rl.critic.prompt import JudgePrompt
+from k2rl.critic.setup import COMPARISON, Judging, check_open_ended, context_needed, critic_of
 from k2rl.curriculum import Curriculum, Fitting, disjoint, fitting, pool
 from k2rl.demonstrations import Stream
 from k2rl.difficulty import Measured
 from k2rl.env import GymTextEnv, SingleTurnEnv
 from k2rl.envpool import EnvPool
 from k2rl.errors import UserError
-from k2rl.eval_policy import sampled_and_greedy, tokens_needed
+from k2rl.eval_policy import sampled_and_greedy
 from k2rl.losses import Objective, objective
 from k2rl.models import Policy, checkpoint_layers, load_policy, save_policy
 from k2rl.progress import console
@@ -26,7 +24,6 @@ from k2rl.protocols import Sampler
 from k2rl.recipe import EnvSpec, Recipe
 from k2rl.rollout import RolloutDriver, multi_turn
 from k2rl.samplers.torch_sampler import TorchSampler
-from k2rl.trainers.text_trainer import TextTrainer
 from k2rl.trainers.torch_trainer import TorchTrainer
 from k2rl.types import SCHEMA_VERSION, Task
 
@@ -68,7 +65,10 @@ class Parts:
             if parameter.requires_grad:
                 checkpoint += own + 2 * wide + (wide if own < wide else 0)
         if self.critic is not None and (learner := self.critic.learner) is not None:
-            checkpoint += (2 if learner.shared else 3) * 4 * sum(p.numel() for p in learner.model.parameters())
+            for parameter in learner.model.parameters():
+                if parameter.requires_grad:
+                    own, wide = parameter.numel() * parameter.element_size(), 4 * parameter.numel()
+                    checkpoint += 2 * wide + (0 if learner.shared else own + (wide if own < wide else 0))
         runlog.enough_space(folder, checkpoint * (self.recipe.run.checkpoints_kept + 1) + size)
 
     def close(self) -> None:
@@ -94,11 +94,14 @@ def build(recipe: Recipe, goal: Objective | None = None) -> Parts:
 
 
 def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
-    _check_reward_ranges(recipe, envs)
-    _check_open_ended(recipe, envs)
+    check_environments(recipe, envs)
     policy = load_policy(recipe.model, recipe.seed)
+    # Before anything is put around its layers, which a copy would go on sharing.
+    judging = Judging.of(recipe, policy.model)
     if recipe.trainer.gradient_checkpointing:
         checkpoint_layers(policy.model)
+        if judging.model is not policy.model:
+            checkpoint_layers(judging.model)
     if multi_turn(envs.templates):
         policy.chat.check_turns()
     train_tasks, test_tasks = _tasks(recipe, envs, policy)
@@ -128,9 +131,19 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
         ),
         Curriculum(train_tasks, recipe.envs, recipe.seed, measured, left_out),
         _ptx(recipe, envs, policy, train_tasks),
-        _critic(recipe, envs, policy, sampler, train_tasks),
+        critic_of(recipe, envs, policy, judging, sampler, train_tasks),
         test_tasks,
     )
+
+
+def check_environments(recipe: Recipe, envs: EnvPool) -> None:
+    """What a recipe must say of its environments, and can't be seen without them.
+
+    Raises:
+        UserError: it does not.
+    """
+    _check_reward_ranges(recipe, envs)
+    check_open_ended(recipe, envs)
 
 
 def _check_reward_ranges(recipe: Recipe, envs: EnvPool) -> None:
@@ -143,62 +156,24 @@ def _check_reward_ranges(recipe: Recipe, envs: EnvPool) -> None:
             raise UserError(f"envs.{name}.reward_range has no effect: {recipe.envs[name].id} gives verdicts")
 
 
-def _check_open_ended(recipe: Recipe, envs: EnvPool) -> None:
-    """Open-ended environments need a critic, a critic needs something to rank."""
-    names = [name for name, env in envs.templates.items() if env.open_ended]
-    if names and not recipe.critic.enabled:
-        out = " ".join(f"envs.{name}=null" for name in names)
-        raise UserError(
-            f"env {names[0]} leaves its verdicts to a critic, and critic.enabled is false: set it to true, or leave "
-            f"out what is open-ended with {out}"
-        )
-    for name in names:
-        spec = recipe.envs[name]
-        if spec.measured is not None or spec.order != "uniform":
-            raise UserError(f"envs.{name}: {spec.id} is open-ended, it has no pass rates for measured or order")
-    if recipe.critic.enabled and not names:
-        raise UserError(
-            "critic.enabled=true has no effect: no environment of the recipe is open-ended; set it to false, or add "
-            "one, such as envs.writing.id=writing"
-        )
-
-
-def _critic(
-    recipe: Recipe, envs: EnvPool, policy: Policy, sampler: Sampler, tasks: Mapping[str, Sequence[Task]]
-) -> Critic | None:
-    """The critic: the policy itself as a judge, or a copy of it with a sampler of its own."""
-    config, trainer = recipe.critic, recipe.trainer
-    if not config.enabled:
-        return None
-    model, judging = policy.model, sampler
-    if config.weights == "copy":
-        model = copy.deepcopy(policy.model)
-        judging = TorchSampler(model, policy.chat.pad_id, recipe.rollout.slots, shared=True)
-    prompt = JudgePrompt(policy.chat, reasoning=config.reasoning_tokens > 0)
-    judge = Judge(prompt, judging, context=policy.context, reasoning_tokens=config.reasoning_tokens)
-    learner = None
-    if config.recalibrate == "step":
-        shared = config.weights == "shared"
-        limits = (trainer.micro_batch_tokens, trainer.micro_batch_workers)
-        learner = TextTrainer(model, config.optim, *limits, shared=shared)
-    return Critic(config, envs.templates, tasks, judge, learner, recipe.seed)
-
-
 def _tasks(recipe: Recipe, envs: EnvPool, policy: Policy) -> tuple[dict[str, list[Task]], dict[str, list[Task]]]:
     """Training pools and held-out tasks per env: disjoint, and within the model's context."""
     train_tasks, test_tasks = {}, {}
-    needed: Callable[[Task], int] = tokens_needed(policy, envs)
+    needed = context_needed(recipe, envs, policy.chat)
     for name, env in envs.templates.items():
         with envs.watchdog.watching(f"tasks() of env {name}"):
             train = pool(name, env, "train", recipe.seed, recipe.envs[name].pool)
             test = pool(name, env, "test", 0, recipe.run.eval_tasks) if recipe.run.eval_tasks else []
         disjoint(name, train, test)
-        fits = fitting(train, needed, policy.context)
-        test_fits = fitting(test, needed, policy.context) if test else Fitting([], 0)
+        what = COMPARISON if env.open_ended else "prompt with its budget"
+        fits = fitting(train, needed, policy.context, what)
+        test_fits = fitting(test, needed, policy.context, what) if test else Fitting([], 0)
         if fits.left_out or test_fits.left_out:
             console.print(
                 f"env {name}: {fits.left_out} of {len(train)} training and {test_fits.left_out} of {len(test)} test "
-                f"tasks left out: prompt and budget exceed the model's context of {policy.context} tokens"
+                f"tasks left out: the {what} exceeds the model's context of {policy.context} tokens",
+                markup=False,
+                soft_wrap=True,
             )
         train_tasks[name], test_tasks[name] = fits.tasks, test_fits.tasks
     return train_tasks, test_tasks

@@ -67,7 +67,12 @@ def sft(recipe: SftRecipe, out: Path, *, quiet: bool = False) -> dict[str, Any]:
             show(len(envs.templates), len(envs.templates) + 1, "writing the demonstrations")
             with envs.watchdog.watching("gold() of the environments"):
                 policy = _policy(recipe, envs.templates, pools["train"])
-                train = demonstrations.from_gold(policy.chat, envs.templates, pools["train"])
+                train = [
+                    example
+                    for name, env in envs.templates.items()
+                    for example in demonstrations.from_gold(policy.chat, {name: env}, pools["train"])
+                    * round(recipe.envs[name].weight)
+                ]
                 judged = _Judged.of(recipe, policy, envs.templates, pools)
                 held_out = {
                     name: demonstrations.from_gold(policy.chat, {name: env}, pools["test"])
@@ -100,13 +105,17 @@ class _Judged:
         config, prompt = recipe.sft.pairs, JudgePrompt(policy.chat)
         if not config.shares:
             return cls(prompt, [], {})
-        words = {name: criteria_of(env, prompt) for name, env in envs.items()}
+
+        def words(task: Task) -> tuple[str, ...]:
+            return criteria_of(envs[task.env], prompt, task)
+
         chosen = {name: own[: round(config.shares.get(name, 0.0) * len(own))] for name, own in pools["train"].items()}
         found, held_out = dict[str, list[list[Pair]]](), dict[str, list[Pair]]()
         for own in pairs.of_gold(envs, chosen, words, recipe.seed):
             found.setdefault(own[0].env, []).append(own)
         for own in pairs.of_gold(envs, pools["test"], words, recipe.seed):
-            held_out.setdefault(own[0].env, []).append(own[0])
+            for pair in own[:2]:
+                held_out.setdefault(f"{pair.env}{' apart' if pair.apart else ''}", []).append(pair)
         for name, share in config.shares.items():
             if share and name not in found:
                 raise UserError(f"sft.pairs.shares.{name} has no effect: {recipe.envs[name].id} can't corrupt its gold")
@@ -315,7 +324,9 @@ def _policy(recipe: SftRecipe, envs: dict[str, Env], pools: dict[str, list[Task]
 def _check_lengths(examples: Sequence[Example], context: int) -> None:
     longest = max(len(e.ids) for e in examples)
     if longest > context:
-        raise UserError(f"a demonstration has {longest} tokens, the model takes {context}: leave long tasks out")
+        raise UserError(
+            f"a demonstration or a judged pair has {longest} tokens, the model takes {context}: leave long tasks out"
+        )
 
 
 def _claim(out: Path) -> None:

@@ -241,7 +241,7 @@ def test_env_check_names_what_failed(folder: Path, k2rl: Cli) -> None:
     assert "passed" in out
     code, out, err = k2rl("env", "check", "tiny.py:Tiny", "--arg", "empty=true", "--tasks", "2")
     assert code == 1
-    assert "yields no task that can be used" in out
+    assert "yields no task that can be used" in " ".join(out.split())
     assert err.endswith("run failed: tiny.py:Tiny fails tasks\n")
     code, out, err = k2rl("env", "check", "tiny.py:Tiny", "--arg", "empty=true", "--json")
     assert (code, json.loads(out)["failed"]) == (1, ["tasks"])

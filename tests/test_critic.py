@@ -9,14 +9,16 @@ from itertools import islice
 from typing import Any
 
 import pytest
+from two_turn_env import Haiku
 
 from k2rl import rng
 from k2rl.chat import Chat
+from k2rl.critic import pairs
 from k2rl.critic.critic import Critic
 from k2rl.critic.judge import Judge
 from k2rl.critic.prompt import JudgePrompt
 from k2rl.critic.tournament import Config as TournamentConfig
-from k2rl.errors import RunError
+from k2rl.errors import RunError, UserError
 from k2rl.losses.k2 import K2
 from k2rl.plugins import make_env
 from k2rl.protocols import Request
@@ -127,12 +129,18 @@ def test_the_gate_weighs_advantages_after_the_objective(tiny_tokenizer: Any) -> 
     assert half.rewards == whole.rewards
     assert half.advantages == pytest.approx([a / 2 for a in whole.advantages])
     assert "success/writing" not in shut.metrics
+    cut = said(POOLS["writing"][0], ["The fox sang and", "A fox"], end=End.BUDGET)
+    ranked = critic(tiny_tokenizer).rank([cut], 1)
+    nothing = score(ranked.groups, SPECS, K2(), 0.2, weights=ranked.weights)
+    assert "success/writing" not in nothing.metrics, "nobody was ranked, and still none is right or wrong"
     assert "reward/writing" in shut.metrics
 
 
 def test_a_judge_that_knows_corruptions_is_let_in_and_a_coin_is_not(tiny_tokenizer: Any) -> None:
-    """A judge that likes what the demonstrations say, and one that draws lots."""
-    known = {str(ENVS["writing"].gold(task)) for task in POOLS["writing"]}
+    """A judge that likes what the demonstrations say, one that draws lots, and one that likes what is longer."""
+    env = ENVS["writing"]
+    told = {t.id: [str(env.gold(t)), str(env.sample_gold(t, rng.generator(t.id)))] for t in POOLS["writing"]}
+    known = {text for texts in told.values() for text in texts}
 
     def knowing(first: str, second: str) -> float:
         return 3.0 * ((first in known) - (second in known))
@@ -145,8 +153,9 @@ def test_a_judge_that_knows_corruptions_is_let_in_and_a_coin_is_not(tiny_tokeniz
         one = critic(tiny_tokenizer, read)
         for iteration in range(1, 8):
             tasks = POOLS["writing"][4 * iteration : 4 * iteration + 4]
-            groups = [said(task, [str(ENVS["writing"].gold(task)), "The owl."]) for task in tasks]
-            weight[name] = one.rank(groups, iteration).weights["writing"]
+            ranked = one.rank([said(task, told[task.id]) for task in tasks], iteration)
+            weight[name] = ranked.weights["writing"]
+            assert ranked.metrics["critic/pairs/writing/apart"] == ranked.metrics["critic/pairs/writing/degradation"]
     assert weight == {"knowing": 1.0, "lots": 0.0, "longer": 0.0}
     assert critic(tiny_tokenizer, lots, gate=False).rank([written(0)], 1).weights == {"writing": 1.0}
 
@@ -214,3 +223,29 @@ def test_verdicts_that_rank() -> None:
     assert Verdict.ranked(0.4).scored
     with pytest.raises(ValueError, match="needs a score"):
         Verdict(Status.RANKED)
+
+
+def test_what_corrupt_returns_is_checked_and_a_copy_is_no_pair() -> None:
+    task, draw = POOLS["writing"][0], (0, 1)
+    for wrong in (None, ["The fox."], {"x": 5}, {5: "The fox."}):
+        with pytest.raises(UserError, match="must return a mapping from names to texts"):
+            pairs.corrupted(Haiku(corrupted=wrong), task, "A fox.", (), *draw)
+    made = pairs.corrupted(Haiku(corrupted={"same": "A fox.", "other": "A dog."}), task, "A fox.", (), *draw)
+    assert [(pair.kind, pair.worse) for pair in made] == [("other", "A dog.")]
+
+
+def test_why_a_gate_is_closed_is_told(tiny_tokenizer: Any) -> None:
+    assert critic(tiny_tokenizer).rank([written(0)], 1).closed == {"writing": "too_few_pairs"}
+    assert critic(tiny_tokenizer, gate=False).rank([written(0)], 1).closed == {}
+
+
+def test_a_verdict_pending_where_nothing_is_open_ended_has_no_reward(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no gate for it."""
+    own = critic(tiny_tokenizer)
+    monkeypatch.setattr(type(ENVS["writing"]), "open_ended", False)
+    ranked = own.rank([written(0)], 1)
+    assert ranked.critiques == ()
+    with pytest.raises(RunError, match="open_ended in the environment's class"):
+        score(ranked.groups, SPECS, K2(), 0.2)

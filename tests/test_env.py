@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -130,14 +131,22 @@ def test_6_gymnasiums_checker_passes() -> None:
     check_env(Reverse(), skip_render_check=True)
 
 
+@pytest.fixture
+def needed(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    """The arguments that an environment can't do without."""
+    rows = tmp_path / "prompts.jsonl"
+    rows.write_text("".join(f'{{"prompt": "Say {n} in words."}}\n' for n in range(60)))
+    return lambda name: {"data": str(rows)} if name == "open" else {}
+
+
 @pytest.mark.parametrize("name", sorted(installed("envs")))
-def test_6_gymnasiums_checker_passes_on_installed_envs(name: str) -> None:
-    check_env(make_env(name), skip_render_check=True)
+def test_6_gymnasiums_checker_passes_on_installed_envs(name: str, needed: Callable[[str], dict[str, Any]]) -> None:
+    check_env(make_env(name, needed(name)), skip_render_check=True)
 
 
-def test_6_installed_envs_are_registered_with_gymnasium() -> None:
+def test_6_installed_envs_are_registered_with_gymnasium(needed: Callable[[str], dict[str, Any]]) -> None:
     for name in installed("envs"):
-        env = gymnasium.make(f"k2rl/{name}-v0")
+        env = gymnasium.make(f"k2rl/{name}-v0", **needed(name))
         assert isinstance(env.unwrapped, Env)
         assert isinstance(env.reset(seed=0)[0], str)
 

@@ -93,7 +93,7 @@ def test_a_chat_model_is_asked_in_words(tiny_tokenizer: Any) -> None:
     assert said.count("<|assistant|>") == 3
     assert said.endswith("<|assistant|>")
     assert "- It is short.\n- It is right." in said
-    assert tiny_tokenizer.decode(asked.ids[asked.first]) == "abc"
+    assert tiny_tokenizer.decode(asked.ids[asked.first]) == "abc<|end|>"
     assert tiny_tokenizer.convert_ids_to_tokens(list(prompt.labels)) == ["1", "2"]
     assert not prompt.short
 

@@ -417,6 +417,7 @@ def judged(*overrides: str) -> Recipe:
         "optim": {"lr": {"start": 0.0005}},
         "critic": {
             "enabled": True,
+            "reference": True,
             "optim": {"name": "muon", "lr": {"start": 0.002}},
             "pairs": 8,
             "batch": 8,
@@ -432,7 +433,7 @@ def judged(*overrides: str) -> Recipe:
     [
         [],
         ["critic.recalibrate=joint", "critic.gate=false"],
-        ["critic.weights=copy", "critic.tournament.kind=swiss"],
+        ["critic.weights=copy", "critic.tournament.kind=swiss", "trainer.gradient_checkpointing=true"],
         ["critic.weights=copy", "critic.recalibrate=none"],
     ],
     ids=["step", "joint", "copy", "frozen"],
@@ -446,7 +447,10 @@ def test_with_a_critic_a_resumed_run_continues_identically(tmp_path: Path, extra
     train(judged(*extra), again, resume=True, quiet=True)
     assert_identical(whole, again)
     rows = metrics(whole)
-    assert {"critic/accuracy", "critic/weight/writing", "reward/writing", "critic/comparisons"} <= rows[-1].keys()
+    shown = {"critic/accuracy", "critic/gain", "critic/weight/writing", "reward/writing", "critic/comparisons"}
+    assert shown <= rows[-1].keys()
+    assert rows[0]["critic/gain"] == 0, "nothing is learned before the first measurement"
+    assert summary["alarms"] == json.loads((again / "summary.json").read_text())["alarms"]
     assert list(summary["eval_after"]) == ["math"], "nothing passes in an open-ended environment"
     with gzip.open(whole / "critiques" / "000001.jsonl.gz", "rt") as file:
         critiques = [json.loads(line) for line in file]
@@ -476,6 +480,12 @@ def test_open_ended_needs_a_critic_and_a_critic_something_to_rank(tmp_path: Path
         train(judged("critic.enabled=false"), tmp_path / "run", quiet=True)
     with pytest.raises(UserError, match="no environment of the recipe is open-ended"):
         train(judged("envs.writing=null"), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match=r"env haiku is open-ended and says nothing .* set rubrics in its class"):
+        train(judged("envs.haiku.id=two_turn_env:Haiku"), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match=r"rubrics is the text 'clarity': give a tuple"):
+        train(judged("envs.haiku={id: two_turn_env:Haiku, args: {rubrics: clarity}}"), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match=r"env writing: no task fits .*the shortest prompt with what a judge is told"):
+        train(judged("envs.writing.budget.tokens=500"), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
     train(judged("critic.enabled=false", "envs.writing=null", "run.iterations=1"), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "critiques").exists()

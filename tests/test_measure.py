@@ -138,6 +138,13 @@ def test_keys_that_make_no_sense(recipe: Callable[..., Recipe], overrides: list[
         recipe(*overrides)
 
 
+def test_where_nothing_is_right_there_is_nothing_to_measure(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    out = tmp_path / "rates.json"
+    with pytest.raises(UserError, match="nothing to measure: w is open-ended"):
+        measure(recipe("envs.luck=null", "envs.w.id=writing"), out, quiet=True)
+    assert not out.exists()
+
+
 def test_a_file_that_is_not_there_is_said_before_the_run_begins(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"envs\.luck\.measured: no file .*rates\.json: make it with `k2rl measure RECIPE"

@@ -48,6 +48,8 @@ def test_a_recipe_that_runs_passes_every_check(tiny_folder: Path, tmp_path: Path
         ("envs.m.budget.tokens=1000", "tasks", "no task of env m fits the model's 256 tokens"),
         ("model.lora={modules: [c_attn]}", "model", "llama has no linear layer c_attn"),
         ("envs.m.args={data: nowhere.jsonl}", "environments", "nowhere.jsonl"),
+        ("critic.enabled=true", "environments", "critic.enabled=true has no effect"),
+        ("envs.w.id=writing", "environments", "leaves its verdicts to a critic"),
     ],
 )
 def test_what_is_missing_is_named(tiny_folder: Path, tmp_path: Path, override: str, what: str, says: str) -> None:
@@ -56,6 +58,14 @@ def test_what_is_missing_is_named(tiny_folder: Path, tmp_path: Path, override: s
     checks, estimate = checked(recipe(tiny_folder, override), tmp_path)
     assert checks[what].status == "broken"
     assert says in f"{checks[what].found}: {checks[what].fix}"
+    assert estimate is None
+
+
+def test_what_a_judge_is_asked_must_fit_as_well(tiny_folder: Path, tmp_path: Path) -> None:
+    fits = ["critic.enabled=true", "envs.w={id: writing, pool: 20}", "envs.w.budget.tokens=100"]
+    checks, estimate = checked(recipe(tiny_folder, *fits), tmp_path)
+    assert checks["tasks"].status == "broken"
+    assert "env w: no task fits" in checks["tasks"].found
     assert estimate is None
 
 

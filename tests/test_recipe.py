@@ -139,11 +139,18 @@ def test_values_out_of_range_name_their_key(override: str) -> None:
     assert value in line.replace(".0", "").replace(" ", "") or "temperature" in key
 
 
+def test_a_list_given_as_a_text_says_how_to_write_one() -> None:
+    assert "critic.rubrics: it is a list, write critic.rubrics=[…]" in problem("critic.rubrics=core")
+
+
 def test_keys_without_effect_are_refused() -> None:
     assert "critic.weights=copy" in problem("critic.enabled=true", "critic.recalibrate=joint", "critic.weights=copy")
     assert "would stay shut" in problem("critic.enabled=true", "critic.degradations=0")
     assert "two float32 masters" in problem("critic.enabled=true", "model.dtype=bfloat16")
-    assert "kind=swiss" in problem("critic.enabled=true", "critic.tournament.rounds=3")
+    assert "belongs to swiss" in problem("critic.enabled=true", "critic.tournament.rounds=3")
+    assert "belongs to bradley_terry" in problem("critic.enabled=true", "critic.tournament.prior=2")
+    assert "nothing to learn" in problem("critic.enabled=true", "critic.label=0")
+    assert "nothing to learn from" in problem("critic.enabled=true", "critic.pairs=0", "critic.replay=0")
     override = "envs.m.budget.mode=override"
     assert "envs.m.budget.penalty is 0.5: it has no effect" in problem(override, "envs.m.budget.penalty=0.5")
     assert recipe_files.resolve(Recipe, ENVS, [override]).envs["m"].budget.mode == "override"

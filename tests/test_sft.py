@@ -102,7 +102,7 @@ def test_it_refuses_a_folder_that_is_in_use(tmp_path: Path) -> None:
 
 
 def test_it_refuses_demonstrations_longer_than_the_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a demonstration has \d+ tokens, the model takes 16"):
+    with pytest.raises(UserError, match=r"a demonstration or a judged pair has \d+ tokens, the model takes 16"):
         sft(recipe("model.scratch.max_length=16"), tmp_path / "m", quiet=True)
 
 
@@ -119,3 +119,29 @@ def test_the_rule_waits_for_the_least_and_ends_at_the_most_time() -> None:
     history = [{"step": 100.0 * (i + 1), "seconds": 60.0 * (i + 1), "held_out_loss": 1.0} for i in range(5)]
     assert why_ended(history, SftStop(min_minutes=10)) is None
     assert why_ended(history, SftStop(min_minutes=10, max_minutes=5)) == "5 minutes are over"
+
+
+def test_preference_pairs_teach_the_model_to_judge(tmp_path: Path) -> None:
+    """An easy kind of pair: the writing env's, where the worse text shows in one word."""
+    writing = [
+        "envs.writing.id=writing",
+        "envs.writing.pool=200",
+        "sft.pairs.shares.writing=1.0",
+        "model.scratch.max_length=256",
+    ]
+    report = sft(recipe(*writing, "sft.stop.max_minutes=0.1"), tmp_path / "model", quiet=True)
+    assert report["judged"] > 5 * 200, "every kind, both orders"
+    assert report["demonstrations"] == 500
+    last = report["history"][-1]
+    assert {"judge_accuracy/writing", "judge_accuracy/writing apart", "judge_accuracy/math"} <= last.keys()
+    assert all(0 <= last[key] <= 1 for key in last if key.startswith("judge_accuracy"))
+
+
+def test_pairs_are_asked_only_of_who_has_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such env; there are math"):
+        recipe("sft.pairs.shares.writting=0.1")
+    with pytest.raises(UserError, match=r"shares.math is 2.0: it is a share"):
+        recipe("sft.pairs.shares.math=2")
+    stories = ["envs.s.id=stories", "envs.s.pool=5", "sft.pairs.shares.s=1.0", "sft.held_out=5"]
+    with pytest.raises(UserError, match=r"sft.pairs.shares.s has no effect: stories can't corrupt its gold"):
+        sft(recipe(*stories), tmp_path / "m", quiet=True)

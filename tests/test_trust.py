@@ -255,3 +255,37 @@ def test_as_many_flags_as_pairs() -> None:
 def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Trust(Config(**wrong))
+
+
+def apart(p: float, task: str) -> JudgedPair:
+    return JudgedPair(Pair("writing", task, "drop", (), (), "b", "w", True), Judgement(p, p))
+
+
+def test_who_sees_only_where_near_copies_differ_is_kept_out() -> None:
+    for right, weight in ((0.9, 1.0), (0.5, 0.0)):
+        draws, trust = np.random.default_rng(1), Trust(Config())
+        for i in range(1, 9):
+            trust.add(i, batch(draws, 0.95, "writing", "drop"))
+            trust.add(i, [apart(float(draws.random() < right), f"{i} {n}") for n in range(36)])
+            gate = trust.gates(i, ["writing"])["writing"]
+        assert gate.weight == weight
+        assert trust.report()["writing/apart"]["accuracy"] == pytest.approx(right, abs=0.1)
+
+
+def test_with_the_start_on_the_same_pairs_harder_pairs_close_nothing() -> None:
+    """Accuracy falls from 0.9 to 0.55, as that of the start does; then the judge alone falls to a coin."""
+    draws, trust, reasons = np.random.default_rng(1), Trust(Config()), []
+    for i in range(1, 41):
+        trust.add(i, batch(draws, 0.9, "writing", "drop"))
+        ability = max(0.9 - 0.05 * i, 0.55)
+        for n in range(36):
+            start = float(draws.random() < (ability if i <= 20 else 0.8))
+            now = start if i <= 20 and draws.random() < 0.8 else float(draws.random() < (ability if i <= 20 else 0.5))
+            pair = judged(now, f"{i} {n // 3}", "verified", "math")
+            trust.add(i, [JudgedPair(pair.pair, pair.judgement, Judgement(start, start))])
+        reasons.append(trust.gates(i, ["writing"])["writing"].reason)
+    assert set(reasons[3:20]) == {"open"}
+    assert reasons[30:] == ["guard_below_start"] * 10
+    gain = trust.report()["math/verified"]["gain"]
+    assert gain == pytest.approx(-0.3, abs=0.1)
+    assert trust.report()["writing/degradation"]["gain"] is None

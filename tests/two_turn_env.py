@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from k2rl import Env, SingleTurnEnv, Split, Task, UnicodeText, Verdict
 from k2rl.errors import UnavailableError
@@ -47,6 +48,27 @@ class TwoTurn(Env):
 
     def restore(self, task: Task, state: bytes) -> None:
         self.task, self.said = task, json.loads(state)
+
+
+class Haiku(SingleTurnEnv):
+    """Open-ended, corrupted by whatever `corrupted` is, judged by whatever `rubrics` are."""
+
+    budget = 24
+    open_ended = True
+
+    def __init__(self, rubrics: Any = (), corrupted: Any = None) -> None:
+        self.rubrics = rubrics  # type: ignore[misc]
+        self.corrupted = corrupted
+
+    def tasks(self, split: Split, seed: int) -> Iterable[Task]:
+        for n in range(0 if split == "train" else 1, 40, 2):
+            yield Task(f"A haiku about {n}")
+
+    def verify(self, task: Task, response: str) -> Verdict:
+        return Verdict.pending()
+
+    def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> Any:
+        return self.corrupted
 
 
 class Hanging(TwoTurn):

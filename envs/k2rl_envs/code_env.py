@@ -127,9 +127,17 @@ class CodeEnv(SingleTurnEnv):
         if "program" not in task.reference:
             return task.answer
         question = str(task.reference["question"])
-        style = int(rng.generator("code-style", question).choice(len(self.styles), p=self.styles))
+        return self._in_style(task, rng.generator("code-style", question), question)
+
+    def sample_gold(self, task: Task, draw: np.random.Generator) -> str | None:
+        if "program" not in task.reference:
+            return task.answer
+        return self._in_style(task, draw, str(draw.integers(2**32)))
+
+    def _in_style(self, task: Task, draw: np.random.Generator, key: str) -> str:
+        style = int(draw.choice(len(self.styles), p=self.styles))
         program = programs.Program.from_json(task.reference["program"])
-        return programs.demonstration(program, programs.STYLES[style], question)
+        return programs.demonstration(program, programs.STYLES[style], key)
 
     def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> dict[str, str]:
         return code_corruptions.corruptions(task.reference, response, draw) if "program" in task.reference else {}

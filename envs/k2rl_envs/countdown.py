@@ -53,11 +53,16 @@ class CountdownGame:
         return self.reward(response, task.reference)
 
     def gold(self, task: Task) -> str | None:
-        numbers, target = tuple(int(n) for n in task.reference["numbers"]), int(task.reference["target"])
         # Keyed by the puzzle alone, so that the text is the same under every name and instruction.
-        key = content_hash("countdown", list(numbers), target)
-        shown = demonstration(Puzzle(numbers, target), key)
-        solution = None if shown else solve(numbers, target)
+        puzzle = _puzzle(task)
+        return self._shown(puzzle, content_hash("countdown", list(puzzle.numbers), puzzle.target))
+
+    def sample_gold(self, task: Task, draw: np.random.Generator) -> str | None:
+        return self._shown(_puzzle(task), str(draw.integers(2**32)))
+
+    def _shown(self, puzzle: Puzzle, key: str) -> str | None:
+        shown = demonstration(puzzle, key)
+        solution = None if shown else solve(puzzle.numbers, puzzle.target)
         return shown or (f"#### {solution}" if solution else None)
 
     def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> dict[str, str]:
@@ -124,6 +129,10 @@ def attempt(numbers: Sequence[int], draw: np.random.Generator) -> Attempt:
         terms = [t for k, t in enumerate(terms) if k not in (i, j)] + [merged]
     value, expression = terms[0]
     return Attempt(tuple(steps), expression[1:-1] if len(numbers) > 1 else expression, value)
+
+
+def _puzzle(task: Task) -> Puzzle:
+    return Puzzle(tuple(int(n) for n in task.reference["numbers"]), int(task.reference["target"]))
 
 
 def demonstration(puzzle: Puzzle, key: str, most_misses: int = 2, tries: int = 20_000) -> str | None:

@@ -143,5 +143,8 @@ class LogicEnv(SingleTurnEnv):
     def gold(self, task: Task) -> str | None:
         return self.game.gold(task)
 
+    def sample_gold(self, task: Task, draw: np.random.Generator) -> str | None:
+        return self.game.sample_gold(task, draw) if isinstance(self.game, CountdownGame) else self.game.gold(task)
+
     def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> Mapping[str, str]:
         return self.game.corrupt(task, response, draw) if isinstance(self.game, CountdownGame | TwentyFour) else {}

@@ -103,7 +103,12 @@ class MathEnv(SingleTurnEnv):
             return str(task.reference["solution"])
         if "steps" not in task.reference:
             return f"#### {task.answer}"
-        draw = rng.generator("math-style", str(task.prompt))
+        return self._in_style(task, rng.generator("math-style", str(task.prompt)))
+
+    def sample_gold(self, task: Task, draw: np.random.Generator) -> str:
+        return self._in_style(task, draw) if "steps" in task.reference else self.gold(task)
+
+    def _in_style(self, task: Task, draw: np.random.Generator) -> str:
         style = STYLES[int(draw.choice(len(STYLES), p=self.styles))]
         repeats = {"worked": 1, "direct": 0, "rechecked": 2}[style]
         steps = [step for step in task.reference["steps"] for _ in range(repeats)]

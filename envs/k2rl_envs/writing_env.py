@@ -87,6 +87,16 @@ class WritingEnv(SingleTurnEnv):
             ending = str(draw.choice([e for e in ENDINGS if e != ending]))
         return short_texts.write(nouns, short_texts.FLAT if style == "flat" else TONES[tone], count, ending, draw)
 
+    def sample_gold(self, task: Task, draw: np.random.Generator) -> str:
+        """All that was asked, whatever the `styles`."""
+        asked = task.reference
+        tone = TONES[asked["tone"]]
+        return short_texts.write(asked["words"], tone, asked["sentences"], asked["ending"], draw)
+
+    def well_formed(self, response: str) -> bool:
+        """Whether it begins with a capital and ends with a mark."""
+        return response[:1].isupper() and response.endswith(ENDINGS)
+
     def corrupt(self, task: Task, response: str, draw: np.random.Generator) -> Mapping[str, str]:
         """`other_word`, `other_tone`, `other_ending`, `other_count`, `shuffled`: each where the response has what it
         spoils."""
@@ -165,6 +175,8 @@ def _other_count(task: Task, text: str, draw: np.random.Generator) -> str | None
 def _shuffled(task: Task, text: str, draw: np.random.Generator) -> str | None:
     """The words of a sentence, its marks left in place, in another order."""
     parts = sentences(text)
+    if " ".join(parts) != text:
+        return None
     long = [i for i, part in enumerate(parts) if len(part.split()) >= 4]
     if not long:
         return None

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from statistics import median
 from typing import Any
 
 from k2rl import rng, rubrics
 from k2rl.batch import TextBatch, text_batch
 from k2rl.critic import pairs
-from k2rl.critic.judge import CORRECT, Judge
+from k2rl.critic.judge import Judge, resolved, rubrics_of
 from k2rl.critic.metrics import tempered
 from k2rl.critic.prompt import Comparison
 from k2rl.critic.recalibrate import Window, verified_pairs
@@ -28,7 +27,7 @@ from k2rl.critic.trust import METRICS, RULES, Trust
 from k2rl.env import Env
 from k2rl.recipe import CriticConfig
 from k2rl.trainers.text_trainer import TextTrainer
-from k2rl.types import Group, Rollout, Status, Task, Verdict, mean
+from k2rl.types import Group, Rollout, Status, Task, Verdict, content_hash, mean
 
 _TRIES = 4
 """Tasks looked at for each corruption of a gold response: not every task has one."""
@@ -74,16 +73,19 @@ class _Held:
     def critique(self) -> Critique:
         outcome = self.tournament.outcome()
         scores = dict(zip(self.places, outcome.scores, strict=True))
+        if len(self.places) == 1:
+            scores = {self.places[0]: 0.5}  # Nobody to compare it with, which is no failure.
         return Critique(self.group, self.criteria, tuple(self.matches), scores, outcome)
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Groups whose pending verdicts are decided, the weight of each open-ended environment's advantages, and what there
-    is to tell."""
+    """Groups whose pending verdicts are decided, the weight of each open-ended environment's advantages, why it is 0
+    where it is, and what there is to tell."""
 
     groups: tuple[Group, ...]
     weights: Mapping[str, float] = field(default_factory=dict)
+    closed: Mapping[str, str] = field(default_factory=dict)
     critiques: tuple[Critique, ...] = ()
     alarms: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -97,6 +99,7 @@ class Critic:
         pools: their training tasks: what gold responses and their corruptions are made of.
         judge: who compares.
         learner: what updates the judge; None for a frozen one, and where the policy's own updates carry its texts.
+        reference: the judge as it was at the start, to compare with on verified pairs.
     """
 
     def __init__(
@@ -107,12 +110,17 @@ class Critic:
         judge: Judge,
         learner: TextTrainer | None,
         seed: int,
+        reference: Judge | None = None,
     ) -> None:
+        self.reference = reference
         self.config, self.envs, self.judge, self.learner, self.seed = config, envs, judge, learner, seed
-        self._resolve = cache(rubrics.resolve)
         for env in envs.values():
-            self._resolve((*env.rubrics, *config.rubrics))  # What is wrong with them shows before anything runs.
-        self.pools = {name: tasks for name, tasks in pools.items() if type(envs[name]).corrupt is not Env.corrupt}
+            resolved(rubrics_of(env, more=config.rubrics))  # What is wrong with them shows before anything runs.
+        self._trained: set[str] = set()
+        """Hashes of the verified pairs it has had in its window."""
+        spoilt = {name: tasks for name, tasks in pools.items() if type(envs[name]).corrupt is not Env.corrupt}
+        # Open-ended environments have no verified pairs to keep what SFT taught there.
+        self.pools = {name: tasks for name, tasks in spoilt.items() if envs[name].open_ended} or spoilt
         self.trust = Trust(config.trust, seed)
         self.window = Window(config.window)
 
@@ -121,13 +129,18 @@ class Critic:
     def rank(self, groups: Sequence[Group], iteration: int) -> Ranked:
         """Decide what is pending, after measuring the judge on pairs it has not been trained on."""
         asked, unreadable = self.judge.asked, self.judge.unreadable
-        fresh = verified_pairs(groups, self._criteria(iteration), self.config.pairs, self.seed, iteration)
+        words = {name: self._words(None, name, iteration) for name in self.envs}
+        found = verified_pairs(groups, words, self.config.pairs, self.seed, iteration)
+        fresh = {hashed: p for p in found if (hashed := content_hash(p.task, p.better, p.worse)) not in self._trained}
         degraded = [pair for group in groups for pair in self._degraded(group, iteration)]
-        self._measure([*fresh, *degraded], iteration)
-        self.window.add(iteration, fresh)
+        self._measure([*fresh.values(), *degraded], iteration)
+        self.window.add(iteration, found)
+        self._trained |= fresh.keys()
         gates = self.trust.gates(iteration, [n for n, env in self.envs.items() if env.open_ended])
-        alarms = tuple(gate.alarm for gate in gates.values() if gate.alarm)
-        critiques = self._tournaments([g for g in groups if any(map(_pending, g.rollouts))], iteration)
+        alarms = tuple(gate.alarm for gate in gates.values() if gate.alarm and self.config.gate)
+        # What is pending in another environment has no gate, and is no verdict for scoring either.
+        waiting = [g for g in groups if self.envs[g.task.env].open_ended and any(map(_pending, g.rollouts))]
+        critiques = self._tournaments(waiting, iteration)
         by_group = {id(c.group): c for c in critiques}
         decided = [_with_scores(g, by_group[id(g)].scores) if id(g) in by_group else g for g in groups]
         weights = {name: gate.weight if self.config.gate else 1.0 for name, gate in gates.items()}
@@ -139,26 +152,48 @@ class Critic:
             "critic/comparisons": float(sum(c.outcome.asked for c in critiques)),
             "critic/missing": float(sum(c.outcome.missing for c in critiques)),
             "critic/intransitive": mean([x for c in critiques if (x := c.outcome.intransitive) is not None]),
-            "critic/weight": mean(list(weights.values())),
-            **{f"critic/weight/{name}": weight for name, weight in weights.items()},
+            "critic/weight": mean([gate.weight for gate in gates.values()]),
+            **{f"critic/weight/{name}": gate.weight for name, gate in gates.items()},
+            **{f"critic/temperature/{name}": self._heat(name) for name in gates},
             **{f"critic/bound/{name}": gate.bound for name, gate in gates.items() if gate.bound is not None},
             **{f"critic/baseline/{name}": gate.baseline for name, gate in gates.items() if gate.baseline is not None},
         }
-        return Ranked(tuple(decided), weights, tuple(critiques), alarms, metrics)
+        closed = {name: gates[name].reason for name, weight in weights.items() if not weight}
+        return Ranked(tuple(decided), weights, closed, tuple(critiques), alarms, metrics)
 
     def _measure(self, fresh: Sequence[Pair], iteration: int) -> None:
-        judged = self.judge.judge([pairs.comparison(p, better_first=True) for p in fresh])
-        self.trust.add(iteration, [JudgedPair(p, j) for p, j in zip(fresh, judged, strict=True) if j is not None])
+        asked = [pairs.comparison(p, better_first=True) for p in fresh]
+        judged, before = self.judge.judge(asked), list[Judgement | None]([None] * len(asked))
+        if self.reference is not None:
+            verified = [i for i, p in enumerate(fresh) if p.kind == "verified"]
+            for i, judgement in zip(verified, self.reference.judge([asked[i] for i in verified]), strict=True):
+                before[i] = judgement
+        known = [JudgedPair(p, j, b) for p, j, b in zip(fresh, judged, before, strict=True) if j is not None]
+        self.trust.add(iteration, known, [self._formed(judged.pair) for judged in known])
+
+    def _formed(self, pair: Pair) -> tuple[bool, bool] | None:
+        """Whether the better and the worse response have the form of a response at all."""
+        better, worse = (self.envs[pair.env].well_formed(text) for text in (pair.better, pair.worse))
+        return None if better is None or worse is None else (better, worse)
+
+    def _heat(self, env: str) -> float:
+        """What the log-odds of verdicts are divided by. Without a gate nothing is taken from known labels."""
+        return self.trust.temperature(env) if self.config.gate else 1.0
 
     def _degraded(self, group: Group, iteration: int) -> list[Pair]:
-        """Own responses against their corruptions."""
+        """Own responses, each against a corruption of it, and another one against the same."""
         env = self.envs[group.task.env]
         if not env.open_ended:
             return []
-        words = self._words(group.task, iteration)
-        texts = dict.fromkeys(_text(r) for r in group.rollouts if _pending(r))
-        made = (pairs.corrupted(env, group.task, t, words, self.seed, iteration, k) for k, t in enumerate(texts))
-        return [own[0] for own in made if own][: self.config.degradations]
+        words = self._words(group.task, group.task.env, iteration)
+        texts, found = list(dict.fromkeys(_text(r) for r in group.rollouts if _pending(r))), list[Pair]()
+        for k, text in enumerate(texts):
+            made = pairs.corrupted(env, group.task, text, words, "own", self.seed, iteration, k)
+            if made and len(found) < 2 * self.config.degradations:
+                found.append(made[0])
+                if len(texts) > 1:
+                    found.append(replace(made[0], better=texts[k - 1], apart=True))
+        return found
 
     def _tournaments(self, groups: Sequence[Group], iteration: int) -> list[Critique]:
         """All groups' tournaments side by side: what they ask in a round is judged at once."""
@@ -167,7 +202,7 @@ class Critic:
             found: dict[int, list[Judgement | None]] = {id(t): [] for t, _ in asked}
             for name in dict.fromkeys(t.group.task.env for t, _ in asked):
                 own = [(t, pair) for t, pair in asked if t.group.task.env == name]
-                heat = self.trust.temperature(name)
+                heat = self._heat(name)
                 answers = self.judge.judge([t.comparison(a, b) for t, (a, b) in own])
                 for (t, (a, b)), raw in zip(own, answers, strict=True):
                     judgement = raw and tempered(raw, heat)
@@ -181,33 +216,25 @@ class Critic:
     def _tournament(self, group: Group, iteration: int) -> _Held:
         pending = [r for r in group.rollouts if _pending(r)]
         lengths = [r.policy_tokens for r in pending]
+        config = self.config.tournament
         tournament = Tournament(
             len(pending),
-            self.config.tournament,
+            replace(config, anchor=min(config.anchor, len(pending) - 1)),
             names=[rng.key(self.seed, iteration, group.task.id, r.k) for r in pending],
             lengths=lengths,
             reference=median(lengths),
         )
         places, texts = [r.k for r in pending], [_text(r) for r in pending]
-        return _Held(group, tournament, places, texts, self._words(group.task, iteration))
+        return _Held(group, tournament, places, texts, self._words(group.task, group.task.env, iteration))
 
     # --- criteria ----------------------------------------------------------------------------------------
 
-    def _words(self, task: Task, iteration: int) -> tuple[str, ...]:
-        """What an open-ended task is judged by: its own rubrics or else its environment's, and the recipe's, in a
-        phrasing drawn anew."""
-        names = task.rubrics or self.envs[task.env].rubrics
-        return self._said((*names, *self.config.rubrics), iteration, task.id)
-
-    def _criteria(self, *key: str | int) -> dict[str, tuple[str, ...]]:
-        """What each environment's pairs are judged by where no task says so."""
-        return {
-            name: self._said((*env.rubrics, *self.config.rubrics) if env.open_ended else (CORRECT,), *key)
-            for name, env in self.envs.items()
-        }
-
-    def _said(self, names: tuple[str, ...], *key: str | int) -> tuple[str, ...]:
-        return rubrics.criteria(self._resolve(names), self.seed, *key, short=self.judge.prompt.short)
+    def _words(self, task: Task | None, env: str, iteration: int) -> tuple[str, ...]:
+        """What a task (None: whatever the environment's tasks don't say themselves) is judged by, in a phrasing drawn
+        anew."""
+        names = rubrics_of(self.envs[env], task, self.config.rubrics)
+        key = (self.seed, iteration, task.id if task else env)
+        return rubrics.criteria(resolved(names), *key, short=self.judge.prompt.short)
 
     # --- training ----------------------------------------------------------------------------------------
 
@@ -228,11 +255,16 @@ class Critic:
     def _remembered(self, count: int, *key: str | int) -> list[Pair]:
         """What SFT taught, environments in turn: gold responses against their corruptions."""
         draw, names = rng.generator("remembered", *key), sorted(self.pools)
-        found, words = list[Pair](), self._criteria(*key)
+        found = list[Pair]()
+
+        def words(task: Task) -> tuple[str, ...]:
+            return self._words(task, task.env, int(key[1]))
+
         for n in range(_TRIES * count):
             pool = self.pools[names[n % len(names)]]
             task = pool[int(draw.integers(len(pool)))]
-            found += [own[0] for own in pairs.of_gold(self.envs, {task.env: [task]}, words, *key)]
+            made = pairs.of_gold(self.envs, {task.env: [task]}, words, *key)
+            found += [own[int(draw.integers(len(own)))] for own in made]
             if len(found) == count:
                 break
         return found
@@ -260,26 +292,32 @@ class Critic:
             self.learner.close()
         if self.config.weights == "copy":
             self.judge.sampler.close()
+        if self.reference is not None:
+            self.reference.sampler.close()
 
     # --- for checkpoints ---------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        return {"trust": self.trust.state(), "window": self.window.state()}
+        return {"trust": self.trust.state(), "window": self.window.state(), "trained": sorted(self._trained)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.trust.restore(state["trust"])
         self.window.restore(state["window"])
+        self._trained = set(state["trained"])
 
 
 def _figures(report: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Trust's report as metrics: `critic/<figure>/<env>/<source>`, and the accuracy of all verified pairs."""
-    names = ("pairs", *METRICS, "length_slope", *RULES)
+    names = ("pairs", *METRICS, "gain", "length_slope", *RULES)
     found = {
         f"critic/{name}/{source}": float(own[name])
         for source, own in report.items()
         for name in names
         if own[name] is not None
     }
+    for source, own in report.items():
+        if own["ci95"]["accuracy"] is not None:
+            found[f"critic/accuracy_low/{source}"], found[f"critic/accuracy_high/{source}"] = own["ci95"]["accuracy"]
     found |= {
         f"critic/accuracy/{source}/{kind}": accuracy
         for source, own in report.items()
@@ -289,7 +327,9 @@ def _figures(report: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     verified = [own for source, own in report.items() if source.endswith("/verified")]
     pairs = sum(own["pairs"] for own in verified)
     if pairs:
-        found["critic/accuracy"] = sum(own["pairs"] * own["accuracy"] for own in verified) / pairs
+        for name in ("accuracy", "gain"):
+            if all(own[name] is not None for own in verified):
+                found[f"critic/{name}"] = sum(own["pairs"] * own[name] for own in verified) / pairs
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from k2rl import rubrics
 from k2rl.critic.prompt import Comparison, JudgePrompt
 from k2rl.critic.records import Judgement
 from k2rl.env import Env
+from k2rl.errors import UserError
 from k2rl.protocols import Request, Sampler
+from k2rl.types import Task
 
 _VERDICT = re.compile(r"Verdict: ([12])")
 CORRECT = "correctness"
@@ -93,6 +96,28 @@ def stated(argument: str) -> float | None:
     return None if match is None else float(match[1] == "1")
 
 
-def criteria_of(env: Env, prompt: JudgePrompt) -> tuple[str, ...]:
-    """What responses of an environment are judged by, where its tasks don't say: in words that suit the model."""
-    return rubrics.criteria(rubrics.resolve(env.rubrics or (CORRECT,)), short=prompt.short)
+def rubrics_of(env: Env, task: Task | None = None, more: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names of what responses are judged by: of open-ended tasks their own rubrics, or else their environment's,
+    and `more`; of others that they are right.
+
+    Raises:
+        UserError: an environment's or a task's rubrics are a single text.
+    """
+    return (*_names((task and task.rubrics) or env.rubrics), *more) if env.open_ended else (CORRECT,)
+
+
+def _names(names: Sequence[str]) -> Sequence[str]:
+    if isinstance(names, str):
+        raise UserError(f"rubrics is the text {names!r:.60}: give a tuple of names or texts, such as ({names!r:.60},)")
+    return names
+
+
+def criteria_of(env: Env, prompt: JudgePrompt, task: Task | None = None, more: Sequence[str] = ()) -> tuple[str, ...]:
+    """What responses are judged by, in words that suit the model."""
+    return rubrics.criteria(resolved(rubrics_of(env, task, more)), short=prompt.short)
+
+
+@cache
+def resolved(names: tuple[str, ...]) -> tuple[rubrics.Rubric, ...]:
+    """The rubrics of these names, whose files are read once."""
+    return rubrics.resolve(names)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import zip_longest
 
 from k2rl import rng
 from k2rl.batch import Example
 from k2rl.critic.prompt import Comparison, JudgePrompt
 from k2rl.critic.records import Pair
 from k2rl.env import Env
-from k2rl.errors import users_code
+from k2rl.errors import UserError, users_code
 from k2rl.types import Task
 
 
@@ -37,11 +39,11 @@ def both_orders(prompt: JudgePrompt, pairs: Iterable[Pair], label: float = 1.0, 
 def of_gold(
     envs: Mapping[str, Env],
     pools: Mapping[str, Iterable[Task]],
-    criteria: Mapping[str, tuple[str, ...]],
+    criteria: Callable[[Task], tuple[str, ...]],
     *key: str | int,
 ) -> Iterator[list[Pair]]:
-    """For each task whose environment knows both, its gold response against each kind of corruption; draws keyed by
-    `key`.
+    """For each task whose environment knows both, its gold response against each kind of corruption, and another one
+    (see `Env.sample_gold`) against the same; draws keyed by `key`.
 
     Raises:
         UserError: `gold` or `corrupt` raises.
@@ -51,19 +53,25 @@ def of_gold(
         for task in tasks:
             with users_code(f"gold() of env {name}"):
                 gold = env.gold(task)
-            if isinstance(gold, str) and (made := corrupted(env, task, gold, criteria[name], *key)):
-                yield made
+            if isinstance(gold, str) and (made := corrupted(env, task, gold, criteria(task), "gold", *key)):
+                with users_code(f"sample_gold() of env {name}"):
+                    other = env.sample_gold(task, rng.generator("another gold", task.id, *key))
+                apart = [replace(p, better=other, apart=True) for p in made] if other not in (None, gold) else []
+                yield [pair for both in zip_longest(made, apart) for pair in both if pair is not None]
 
 
 def corrupted(env: Env, task: Task, response: str, criteria: tuple[str, ...], *key: str | int) -> list[Pair]:
-    """The response against each kind of corruption that the environment knows for it, in an order drawn by `key`.
+    """The response against each kind of corruption that the environment knows for it, in an order drawn by `key`. One
+    that left the response as it was makes no pair.
 
     Raises:
-        UserError: `corrupt` raises.
+        UserError: `corrupt` raises, or returns something else than texts by name.
     """
     draw = rng.generator("corrupt", task.id, *key)
     with users_code(f"corrupt() of env {task.env}"):
         made = env.corrupt(task, response, draw)
-    kinds = sorted(made)
+    if not isinstance(made, Mapping) or not all(isinstance(x, str) for item in made.items() for x in item):
+        raise UserError(f"corrupt() of env {task.env} must return a mapping from names to texts, got {made!r:.80}")
+    kinds = sorted(kind for kind, text in made.items() if text != response)
     order = (kinds[int(i)] for i in draw.permutation(len(kinds)))
     return [Pair(task.env, task.id, kind, task.messages, criteria, response, made[kind]) for kind in order]

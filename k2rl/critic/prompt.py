@@ -31,8 +31,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Asked:
-    """The ids of a comparison, up to where the verdict follows; `first` and `second` are where the responses are,
-    their end tokens included."""
+    """The ids of a comparison, up to where the verdict follows; `first` and `second` are where the responses are, with
+    the end token that follows where the template writes one."""
 
     ids: tuple[int, ...]
     first: slice
@@ -85,8 +85,11 @@ class JudgePrompt:
         criteria = [{"role": "system", "content": " ".join(c.criteria)}] if c.criteria else []
         answers = [{"role": "assistant", "content": text} for text in (c.first, c.second)]
         ids, places = self.chat.conversation([*criteria, *c.messages, *answers], generate=False)
-        first, second = places[-2:]
-        return Asked((*ids, judge), slice(first.start, first.stop + 1), slice(second.start, second.stop + 1))
+        return Asked((*ids, judge), *(self._ended(ids, place) for place in places[-2:]))
+
+    def _ended(self, ids: tuple[int, ...], place: slice) -> slice:
+        ends = place.stop < len(ids) and ids[place.stop] in self.chat.stop_ids
+        return slice(place.start, place.stop + ends)
 
     def _in_turns(self, c: Comparison) -> Asked:
         how = _REASON if self.reasoning else _ANSWER_ALONE
@@ -98,7 +101,7 @@ class JudgePrompt:
             {"role": "user", "content": f"{_QUESTION}{how}"},
         ]
         ids, places = self.chat.conversation(turns, generate=True)
-        return Asked(ids, places[1], places[3])
+        return Asked(ids, self._ended(ids, places[1]), self._ended(ids, places[3]))
 
     def _in_text(self, c: Comparison) -> Asked:
         # No response can close its part with a mark that depends on itself.

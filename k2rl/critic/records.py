@@ -39,10 +39,11 @@ class Judgement:
 @dataclass(frozen=True)
 class Pair:
     """Two responses to one prompt of which it is known which is better: by a verifier (`kind` is `verified`), or
-    because one is a corruption of the other (`kind` is the corruption's name).
+    because one is a corruption (`kind` is the corruption's name).
 
-    `env` and `task` name where it is from; pairs of one task are not independent. `criteria` are what the judge is told
-    to judge by, in words.
+    Where they are `apart`, it is a corruption of another response than the better one, so that they don't differ in
+    just one place. `env` and `task` name where the pair is from; pairs of one task are not independent. `criteria` are
+    what the judge is told to judge by, in words.
     """
 
     env: str
@@ -52,6 +53,7 @@ class Pair:
     criteria: tuple[str, ...]
     better: str
     worse: str
+    apart: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -62,6 +64,7 @@ class Pair:
             "criteria": self.criteria,
             "better": self.better,
             "worse": self.worse,
+            "apart": self.apart,
         }
 
     @classmethod
@@ -74,12 +77,15 @@ class Pair:
             criteria=tuple(data["criteria"]),
             better=data["better"],
             worse=data["worse"],
+            apart=data["apart"],
         )
 
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """A pair and the judgement on it, with the better response as A."""
+    """A pair and the judgement on it, with the better response as A; `reference` is that of the judge as it was at the
+    run's start."""
 
     pair: Pair
     judgement: Judgement
+    reference: Judgement | None = None

@@ -71,14 +71,20 @@ class Config:
             found.append(f"score is {self.score!r}: allowed are {', '.join(SCORES)}")
         if self.kind == "anchored" and self.score != "mean":
             found.append("score must be mean with kind=anchored: it is the win probability against the anchor")
-        if self.rounds is not None and (self.rounds < 1 or self.kind != "swiss"):
-            found.append(f"rounds is {self.rounds}: it must be 1 or more, and belongs to kind=swiss")
-        if self.anchor < 0 or (self.anchor and self.kind != "anchored"):
-            found.append(f"anchor is {self.anchor}: it must be 0 or more, and belongs to kind=anchored")
+        if self.rounds is not None and self.kind != "swiss":
+            found.append(f"rounds has no effect with kind={self.kind}: it belongs to swiss, set it to null")
+        elif self.rounds is not None and self.rounds < 1:
+            found.append(f"rounds is {self.rounds}: it must be 1 or more, or null")
+        if self.anchor and self.kind != "anchored":
+            found.append(f"anchor has no effect with kind={self.kind}: it belongs to anchored, set it to 0")
+        elif self.anchor < 0:
+            found.append(f"anchor is {self.anchor}: it must be 0 or more")
         if self.sigma is not None and not 0 < self.sigma < math.inf:
             found.append(f"sigma is {self.sigma}: it must be above 0")
         if not 0 < self.prior < math.inf:
             found.append(f"prior is {self.prior}: it must be above 0")
+        elif self.prior != type(self).prior and self.score != "bradley_terry":
+            found.append(f"prior has no effect with score={self.score}: it belongs to bradley_terry")
         return found
 
 

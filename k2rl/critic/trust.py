@@ -10,8 +10,15 @@ The weight of an open-ended environment is
 
 with the lower bound of the judge's accuracy on the degradation pairs of that environment's window (an own response
 against its corruption), and the accuracy on the same pairs of rules that need no judge: the longer one, the shorter
-one, the one in the right format. Verified pairs are the guard: significantly below the judge's own start or below
-chance there closes every gate. Too few pairs or tasks: closed. A guard with too few verified pairs says nothing.
+one, the one in the right format. The same for pairs apart (an own response against the corruption of another one to the
+same prompt), where there are any: w is the lower one. These are like what a tournament compares, and a judge that sees
+no more than where near copies differ is at chance there. No judge is at 1, for the corrupted one may still be better;
+but without the corruption either would be as likely to be better, so what exceeds 0.5 is knowledge of corruptions.
+
+Verified pairs are the guard: significantly below the judge's own start or below chance there closes every gate. Where
+the judge of the start is asked about the same pairs, the two are compared on them; else with how the start did on the
+first pairs, which may have been easier. Too few pairs or tasks: closed. A guard with too few verified pairs says
+nothing.
 
 Bounds are Wilson's, with an effective number of pairs and Student's quantile. Pairs of one task are alike, so n pairs
 count as n / (1 + (m - 1) rho), m their size-weighted number a task, rho their correlation within tasks: estimated by
@@ -41,6 +48,8 @@ RULES = ("longer", "shorter", "format")
 METRICS = ("accuracy", "order_agreement", "brier", "ece")
 _PRIOR_RHO, _PRIOR_TASKS = 0.2, 10
 """The correlation within a task that is assumed beforehand, with the weight of so many tasks."""
+_START = 4
+"""Times `min_pairs` that a start is measured on, or a whole window: fewer would often make it look too good."""
 _LOGIT = 5.0
 """Log-odds are cut here for their slope, or a few sure verdicts would decide it."""
 
@@ -114,14 +123,21 @@ class _Row:
     longer: int
     ratio: float
     format: float
+    apart: bool
+    reference: float | None
+    """Whether the judge of the run's start was right."""
 
     @property
     def verified(self) -> bool:
         return self.kind == "verified"
 
     @property
+    def source(self) -> str:
+        return "verified" if self.verified else "apart" if self.apart else "degradation"
+
+    @property
     def correct(self) -> float:
-        return 0.5 + 0.5 * float(np.sign(round(self.a_first + self.b_first - 1, 12)))
+        return _correct(self.a_first, self.b_first)
 
     def by_rule(self, rule: str) -> float:
         """Whether a trivial rule is right, 0.5 where it has no choice."""
@@ -152,9 +168,8 @@ class Trust:
             raise ValueError(problems[0])
         self._config, self._seed = config, seed
         self._rows: list[_Row] = []
-        self._first: dict[str, int] = {}
         self._start: dict[str, _Share] = {}
-        """Per env, the first whole window of verified pairs, where it had enough of them."""
+        """Per env, the first verified pairs that were enough, before the critic could learn much."""
         self._open: set[str] = set()
 
     def add(
@@ -183,10 +198,10 @@ class Trust:
                     (better > worse) - (better < worse),
                     math.log((better + 1) / (worse + 1)),
                     0.5 if flag is None else 0.5 + (flag[0] - flag[1]) / 2,
+                    pair.apart,
+                    None if judged.reference is None else _correct(judged.reference.a_first, judged.reference.b_first),
                 )
             )
-            if pair.kind == "verified":
-                self._first.setdefault(pair.env, iteration)
 
     def gates(self, iteration: int, envs: Sequence[str]) -> dict[str, Gate]:
         """The gates of open-ended environments after an iteration's pairs; pairs before the window are forgotten."""
@@ -194,7 +209,7 @@ class Trust:
         guard = self._guard(iteration)
         gates = {}
         for env in envs:
-            gate = self._gate([row for row in self._rows if row.env == env and not row.verified], guard)
+            gate = self._gate([row for row in self._rows if row.env == env], guard)
             if gate.weight == 0 and env in self._open:
                 alarm = f"critic: iteration {iteration}: the gate of {env} has closed: {gate.reason}"
                 if gate.bound is not None:
@@ -206,29 +221,30 @@ class Trust:
 
     def temperature(self, env: str) -> float:
         """By what the log-odds of verdicts in an environment are to be divided, see `metrics.tempered`: fitted on its
-        degradation pairs in the window, 1 where these are too few."""
-        rows = [row for row in self._rows if row.env == env and not row.verified]
+        degradation pairs in the window. At least 1, for these pairs are easier to tell apart than two own responses;
+        1 where they are too few."""
+        rows = [row for row in self._rows if row.env == env and row.source == "degradation"]
         if self._too_few(rows):
             return 1.0
-        return fitted_temperature(_labelled(rows)) or 1.0
+        return max(fitted_temperature(_labelled(rows)) or 1.0, 1.0)
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """Figures of the window as `<env>/verified` and `<env>/degradation`.
+        """Figures of the window as `<env>/verified`, `<env>/degradation` and `<env>/apart`.
 
-        `pairs`, `tasks`; `METRICS`; `length_slope`: by how much the log-odds of the better response rise per unit of
-        the log of its length over the other's (None where the lengths do not vary); `RULES`: accuracies; `by_kind`:
+        `pairs`, `tasks`; `METRICS`; `gain`: the accuracy less that of the run's start on the same pairs (None where
+        that was not asked); `length_slope`: by how much the log-odds of the better response rise per unit of the log of
+        its length over the other's (None where the lengths do not vary); `RULES`: accuracies; `by_kind`:
         the judge's accuracy by corruption; `ci95`: intervals by bootstrap over tasks, None where undefined.
         """
         groups: dict[str, list[_Row]] = defaultdict(list)
         for row in self._rows:
-            groups[f"{row.env}/{'verified' if row.verified else 'degradation'}"].append(row)
+            groups[f"{row.env}/{row.source}"].append(row)
         return {name: self._figures(rows) for name, rows in sorted(groups.items())}
 
     def state(self) -> dict[str, Any]:
         """Everything the next gates depend on, as JSON."""
         return {
             "rows": [list(astuple(row)) for row in self._rows],
-            "first": dict(self._first),
             "start": {env: asdict(share) for env, share in self._start.items()},
             "open": sorted(self._open),
         }
@@ -236,15 +252,18 @@ class Trust:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._rows = [_Row(*row) for row in state["rows"]]
-        self._first = dict(state["first"])
         self._start = {env: _Share(**share) for env, share in state["start"].items()}
         self._open = set(state["open"])
 
     # --- the gate ----------------------------------------------------------------------------------------------
 
     def _gate(self, rows: Sequence[_Row], guard: str | None) -> Gate:
-        if not rows:
-            return Gate(0.0, "too_few_pairs", None, None)
+        """The lower weight of the two kinds of degradation pairs, where there are both."""
+        own = [[row for row in rows if row.source == source] for source in ("degradation", "apart")]
+        gates = [self._by_bound(some, guard) for some in own if some]
+        return min(gates, key=lambda gate: gate.weight, default=Gate(0.0, "too_few_pairs", None, None))
+
+    def _by_bound(self, rows: Sequence[_Row], guard: str | None) -> Gate:
         share = _share(rows)
         rules = {"chance": 0.5} | {rule: float(np.mean([row.by_rule(rule) for row in rows])) for rule in RULES}
         best = max(rules, key=lambda rule: rules[rule])
@@ -261,18 +280,33 @@ class Trust:
             if row.verified:
                 by_env[row.env].append(row)
         for env, rows in by_env.items():
-            whole = iteration - self._first[env] + 1 >= self._config.window
-            if env not in self._start and whole and not self._too_few(rows):
+            whole = iteration - min(row.iteration for row in rows) + 1 >= self._config.window
+            enough = whole or len(rows) >= _START * self._config.min_pairs
+            if env not in self._start and enough and not self._too_few(rows):
                 self._start[env] = _share(rows)
         everything = [row for rows in by_env.values() for row in rows]
         if self._too_few(everything):
             return None
         if _bounds(_share(everything), self._config.guard_confidence)[1] < 0.5:
             return "guard_below_chance"
+        compared = [row for row in everything if row.reference is not None]
+        if compared:
+            return "guard_below_start" if self._worse(compared) else None
         since = {env: _share(rows) for env, rows in by_env.items() if env in self._start}
         if since and self._fallen(since):
             return "guard_below_start"
         return None
+
+    def _worse(self, rows: Sequence[_Row]) -> bool:
+        """Whether the judge is significantly worse than the one of the start on the same pairs: by the mean difference,
+        with an error that allows for pairs of one task being alike."""
+        by_task: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for row in rows:
+            by_task[row.env, row.task].append((row.reference or 0.0) - row.correct)
+        drop = sum(map(sum, by_task.values())) / len(rows)
+        spread = sum((sum(own) - len(own) * drop) ** 2 for own in by_task.values())
+        error = math.sqrt(spread * len(by_task) / max(len(by_task) - 1, 1)) / len(rows)
+        return drop - _student(self._config.guard_confidence, len(by_task) - 1) * error > self._config.guard_drop
 
     def _fallen(self, now: Mapping[str, _Share]) -> bool:
         pairs = sum(share.pairs for share in now.values())
@@ -302,6 +336,7 @@ class Trust:
             "pairs": len(rows),
             "tasks": len({row.task for row in rows}),
             **measure(labelled, METRICS),
+            "gain": _mean([row.correct - row.reference for row in rows if row.reference is not None]),
             "length_slope": slope,
             **{rule: float(np.mean([row.by_rule(rule) for row in rows])) for rule in RULES},
             "by_kind": {kind: float(np.mean(found)) for kind, found in sorted(by_kind.items())},
@@ -320,6 +355,15 @@ class Trust:
         drawn_R = _slope(odds_N, ratio_N, counts_R_C[:, labelled.cluster_N].astype(float))
         low, high = np.nanquantile(drawn_R, (0.025, 0.975)).tolist()
         return float(value), [min(low, float(value)), max(high, float(value))]
+
+
+def _correct(a_first: float, b_first: float) -> float:
+    """1 where A is preferred over both orders, 0.5 at a tie, else 0."""
+    return 0.5 + 0.5 * float(np.sign(round(a_first + b_first - 1, 12)))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def _labelled(rows: Sequence[_Row]) -> Labelled:
