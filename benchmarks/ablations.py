@@ -4,25 +4,28 @@
 
 Arms, each against `base` (the quickstart's own settings) with the same seed and the same held-out tasks:
 
-* the critic: `frozen` (a copy of the start, never updated, judges), `random` (every label it learns from is tossed),
-  `ungated` (weight 1, whatever it is worth), `random_ungated`, `none` (no critic, no open-ended environment).
+* the critic: `frozen` (a copy of the start, never updated, judges), `untrained` (the policy judges, never trained to),
+  `random` (every label it learns from is tossed), `ungated` (weight 1, whatever it is worth), `random_ungated`, `none`
+  (no critic, no open-ended environment).
 * the rest: `no_budget` (a cut response costs nothing), `ptx`, `decay` (temperature from 1.3 to 1), `tau_low`,
   `tau_high`.
 
 `start` is nano. Each finished (arm, seed) is appended to the results file and not run again (see arms.py). What is
 measured: pass@1 on 1,000 held-out tasks per env; the oracle of writing_oracle.py on as many; the judge on pairs of the
-final policy's own answers to held-out tasks, beside nano's judgement of the same pairs; the gate over time.
+final policy's own answers to held-out tasks, and nano (which judges in `frozen`) on the same pairs; the gate over time.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import statistics
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ from rich.table import Table
 
 from k2rl.critic import pairs
 from k2rl.critic.judge import Judge, criteria_of
-from k2rl.critic.metrics import Labelled
+from k2rl.critic.metrics import Labelled, intervals
 from k2rl.critic.metrics import measure as judged
 from k2rl.critic.prompt import JudgePrompt
 from k2rl.critic.recalibrate import verified_pairs
@@ -53,6 +56,7 @@ CRITIC: dict[str, list[str]] = {
     "frozen": ["critic.weights=copy", "critic.recalibrate=none"],
     "random": ["critic.labels=random"],
     "none": ["critic.enabled=false", "envs.writing=null", "rollout.tasks=20"],
+    "untrained": ["critic.recalibrate=none"],
     "ungated": ["critic.gate=false"],
     "random_ungated": ["critic.labels=random", "critic.gate=false"],
 }
@@ -84,12 +88,12 @@ def run_arm(arm: str, seed: int, args: Namespace) -> Row:
     specs = {name: spec for name, spec in recipe.envs.items() if name in VERIFIED}
     envs = measure(recipe, specs, model, seed, args.tasks)
     envs["writing"] = writing_oracle.evaluate(model, args.tasks, seed)
-    return row(arm, seed, wall, envs, args.overrides) | {"judge": judges(recipe, model, start, seed), "gate": told}
+    return row(arm, seed, wall, envs, args.overrides) | {"judge": judges(model, start, seed, args), "gate": told}
 
 
-def judges(recipe: Recipe, model: str, start: str, seed: int) -> dict[str, Any]:
+def judges(model: str, start: str, seed: int, args: Namespace) -> dict[str, Any]:
     """The end's and the start's judgement of the same pairs of the final policy's answers to held-out tasks."""
-    base = load(Recipe, "quickstart", [f"seed={seed}", f"model.path={model}"])
+    base = load(Recipe, "quickstart", [*args.overrides, f"seed={seed}", f"model.path={model}"])
     policy, pool = load_policy(base.model), EnvPool(base.envs, base.rollout.workers, base.run)
     try:
         found = own_pairs(policy, pool, seed)
@@ -115,13 +119,17 @@ def own_pairs(policy: Policy, pool: EnvPool, seed: int) -> dict[str, list[Pair]]
     words = {name: criteria_of(env, prompt) for name, env in pool.templates.items()}
     verified = verified_pairs(groups, words, PAIRS, seed)
     found = {"verified": verified} | {name: [p for p in verified if p.env == name] for name in VERIFIED}
-    found["degraded"] = [
-        own[0]
-        for group in groups
-        if pool.templates[group.task.env].open_ended
-        for text in sorted({r.text[0] for r in group.rollouts if r.text and not r.cut})[:2]
-        if (own := pairs.corrupted(pool.templates[group.task.env], group.task, text, words[group.task.env], seed))
-    ]
+    found |= {"degraded": [], "apart": []}
+    for group in groups:
+        env, told = pool.templates[group.task.env], sorted({r.text[0] for r in group.rollouts if r.text and not r.cut})
+        for text, other in pairwise(told[:3] if env.open_ended else []):
+            for own in pairs.corrupted(env, group.task, text, words[group.task.env], seed)[:1]:
+                found["degraded"].append(own)
+                found["apart"].append(replace(own, better=other, apart=True))
+    for name, env in pool.templates.items():
+        of_env = {name: [t for t in tasks if t.env == name]}
+        known = list(pairs.of_gold({name: env}, of_env, lambda task, name=name: words[name], seed))  # type: ignore[misc]
+        found[f"gold {name}"] = [pair for own in known for pair in own[:2]]
     return found
 
 
@@ -129,7 +137,10 @@ def _judgement(judge: Judge, own: Sequence[Pair]) -> dict[str, Any]:
     made = judge.judge([pairs.comparison(pair, better_first=True) for pair in own])
     known = [(p, j) for p, j in zip(own, made, strict=True) if j is not None]
     labelled = Labelled.of([j for _, j in known], [True] * len(known), clusters=[p.task for p, _ in known])
-    return {"pairs": len(known), **judged(labelled, JUDGED)}
+    longer = [0.5 + 0.5 * ((len(p.better) > len(p.worse)) - (len(p.better) < len(p.worse))) for p, _ in known]
+    share = statistics.fmean(longer) if longer else math.nan
+    found = {"pairs": len(known), "trivial": max(share, 1 - share), **judged(labelled, JUDGED)}
+    return found | {"ci95": intervals(labelled, JUDGED)}
 
 
 def gate(folder: Path) -> dict[str, Any]:
@@ -155,11 +166,37 @@ COLUMNS: dict[str, Callable[[Row], float]] = {
     "writing score": lambda r: r["envs"]["writing"]["sampled"]["score"],
     "greedy score": lambda r: r["envs"]["writing"]["greedy"]["score"],
     "variety": lambda r: r["envs"]["writing"]["sampled"]["variety"],
-    "judge, verified": lambda r: r["judge"]["end"]["verified"]["accuracy"],
-    "judge, degraded": lambda r: r["judge"]["end"]["degraded"]["accuracy"],
-    "agreement": lambda r: r["judge"]["end"]["verified"]["order_agreement"],
-    "ECE": lambda r: r["judge"]["end"]["verified"]["ece"],
+    "fluent": lambda r: r["envs"]["writing"]["sampled"]["fluent"],
+    "shapes": lambda r: r["envs"]["writing"]["sampled"]["shapes"],
+    **{
+        f"{name}, {source}": lambda r, m=metric, s=source: r["judge"][who(r)][s][m]  # type: ignore[misc]
+        for source in ("verified", "apart")
+        for name, metric in {"judge": "accuracy", "agreement": "order_agreement", "ECE": "ece"}.items()
+    },
 }
+"""What the tables show of an arm; its judge is the one that judged in the run."""
+
+
+def who(row: Row) -> str:
+    return "start" if row["arm"] == "frozen" else "end"
+
+
+def recalibrated(rows: Sequence[Row], arms: Sequence[str]) -> Table:
+    """What became of each arm's judge: at the end of the run against nano, on the same pairs of the final policy."""
+    grid = Table(title="the judge at the end against the judge at the start, the same pairs, points over seeds")
+    sources = ("verified", *VERIFIED, "degraded", "apart")
+    for name in ("arm", "seeds", *(f"{source} {m}" for source in sources for m in JUDGED[:3])):
+        grid.add_column(name, justify="left" if name == "arm" else "right")
+    for arm in arms:
+        own = [r["judge"] for r in rows if r["arm"] == arm]
+        cells = [
+            points([j["end"][source][m] - j["start"][source][m] for j in own if j["end"][source]["pairs"]])
+            for source in sources
+            for m in JUDGED[:3]
+        ]
+        if own:
+            grid.add_row(arm, str(len(own)), *cells)
+    return grid
 
 
 def table(rows: Sequence[Row], arms: Sequence[str], against: str, only: Sequence[str] = tuple(COLUMNS)) -> Table:
@@ -185,11 +222,13 @@ def main() -> None:
     else:
         few = 3
     args = arguments(__doc__, "ablations")
-    seeds = range(args.seeds)
+    # Not 0, with which nano's own demonstrations were made.
+    seeds = range(1, args.seeds + 1)
     jobs = [(arm, seed) for seed in seeds for arm in ("start", *list(CRITIC)[:4])]
     jobs += [(arm, seed) for seed in islice(seeds, few) for arm in (*list(CRITIC)[4:], *REST)]
     rows = collect(args, __file__, run_arm, jobs)
     console = Console(width=220)
+    console.print(recalibrated(rows, list(CRITIC)))
     console.print(table(rows, list(CRITIC | REST), "start"))
     console.print(table(rows, ["start", *CRITIC, *REST], "base"))
 
