@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 import writing_oracle
-from arms import Row, arguments, collect, measure, points, row
+from arms import VERIFIABLE, Row, arguments, collect, measure, points, row
 from rich.console import Console
 from rich.table import Table
 
@@ -55,7 +55,7 @@ CRITIC: dict[str, list[str]] = {
     "base": [],
     "frozen": ["critic.weights=copy", "critic.recalibrate=none"],
     "random": ["critic.labels=random"],
-    "none": ["critic.enabled=false", "envs.writing=null", "rollout.tasks=20"],
+    "none": VERIFIABLE,
     "untrained": ["critic.recalibrate=none"],
     "ungated": ["critic.gate=false"],
     "random_ungated": ["critic.labels=random", "critic.gate=false"],

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import transformers
+from arms import VERIFIABLE
 
 from k2rl import rng
 from k2rl.batch import Batch, batches
@@ -67,7 +68,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
-    recipe = load(Recipe, "quickstart", ["run.eval_tasks=0", "optim.lr.start=0", "optim.lr.end=0", *args.overrides])
+    fixed = [*VERIFIABLE, "run.eval_tasks=0", "optim.lr.start=0", "optim.lr.end=0"]
+    recipe = load(Recipe, "quickstart", [*fixed, *args.overrides])
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     parts = build(recipe)

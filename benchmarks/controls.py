@@ -1,4 +1,4 @@
-"""Was it reinforcement learning that did it? The quickstart against two controls, on tasks nobody trained on.
+"""Was it reinforcement learning that did it? The quickstart's verifiable tasks against two controls, all held out.
 
     python benchmarks/controls.py [--seeds 3] [--jobs 2] [--threads 1]
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from arms import Job, Row, arguments, collect, measure, points, row
+from arms import VERIFIABLE, Job, Row, arguments, collect, measure, points, row
 from rich.console import Console
 from rich.table import Table
 
@@ -40,6 +40,7 @@ CONTINUED = [
     "model.path=nano",
     "sft.save_dtype=float32",
     "sft.stages=[0.5]",
+    "sft.cooldown_share=0.15",
     "envs.math.pool=20000",
     "envs.logic.pool=20000",
     "envs.code.pool=20000",
@@ -69,7 +70,7 @@ class Shuffled(Objective):
 
 def run_arm(arm: str, seed: int, args: argparse.Namespace) -> Row:
     """Train one arm and measure it."""
-    recipe = load(Recipe, "quickstart", [f"seed={seed}", "run.eval_tasks=0", *args.overrides])
+    recipe = load(Recipe, "quickstart", [*VERIFIABLE, f"seed={seed}", "run.eval_tasks=0", *args.overrides])
     folder = args.work / f"{arm}-{seed}"
     model = folder / "model"
     if arm == "nano":

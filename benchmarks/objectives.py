@@ -1,4 +1,4 @@
-"""Every objective on the quickstart: what it gains over nano, on tasks nobody trained on.
+"""Every objective on the quickstart's verifiable tasks: what it gains over nano, on tasks nobody trained on.
 
     python benchmarks/objectives.py [--seeds 3] [--jobs 2] [--threads 1]
 
@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from arms import Row, arguments, collect, measure, points, row
+from arms import VERIFIABLE, Row, arguments, collect, measure, points, row
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +32,7 @@ SHOWN = ("loss/clipped", "train/grad_norm")
 def run_arm(arm: str, seed: int, args: argparse.Namespace) -> Row:
     """Train with one objective (or not at all: nano) and measure."""
     own = [] if arm == "nano" else [f"objective.name={arm}"]
-    recipe = load(Recipe, "quickstart", [f"seed={seed}", "run.eval_tasks=0", *args.overrides, *own])
+    recipe = load(Recipe, "quickstart", [*VERIFIABLE, f"seed={seed}", "run.eval_tasks=0", *args.overrides, *own])
     if arm == "nano":
         return row(arm, seed, 0.0, measure(recipe, recipe.envs, recipe.model.path, seed, args.tasks), args.overrides)
     folder = args.work / f"{arm}-{seed}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from arms import VERIFIABLE
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -96,7 +97,7 @@ def recipe(name: str, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
         *overrides,
     ]
     if name == "quickstart":
-        quickstart = load(Recipe, "quickstart", settings)
+        quickstart = load(Recipe, "quickstart", [*VERIFIABLE, *settings])
         quickstart.objective = {"name": "grpo"}
         return quickstart
     tasks, group, budget = (8, 8, 512) if name == "longtail" else (16, 16, 64)

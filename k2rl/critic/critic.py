@@ -244,7 +244,7 @@ class Critic:
         config = self.config
         key = (self.seed, iteration, update)
         remembered = round(config.replay * config.batch) if self.pools else 0
-        chosen = [*self.window.draw(config.batch - remembered, *key), *self._remembered(remembered, *key)]
+        chosen = [*self.window.draw(config.batch - remembered, *key), *self._remembered(remembered, iteration, update)]
         if config.labels == "random":
             chosen = [_tossed(pair, *key) for pair in chosen]
         prompt = self.judge.prompt
@@ -252,13 +252,14 @@ class Critic:
         fitting = [e for e in examples if not self.judge.context or len(e.ids) <= self.judge.context]
         return text_batch(fitting, config.coefficient, prompt.chat.pad_id) if fitting else None
 
-    def _remembered(self, count: int, *key: str | int) -> list[Pair]:
+    def _remembered(self, count: int, iteration: int, update: int) -> list[Pair]:
         """What SFT taught, environments in turn: gold responses against their corruptions."""
+        key = (self.seed, iteration, update)
         draw, names = rng.generator("remembered", *key), sorted(self.pools)
         found = list[Pair]()
 
         def words(task: Task) -> tuple[str, ...]:
-            return self._words(task, task.env, int(key[1]))
+            return self._words(task, task.env, iteration)
 
         for n in range(_TRIES * count):
             pool = self.pools[names[n % len(names)]]
