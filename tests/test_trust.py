@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from k2rl.critic import trust as trust_module
+from k2rl.critic.bounds import student
 from k2rl.critic.records import JudgedPair, Judgement, Pair
 from k2rl.critic.trust import RULES, Config, Gate, Trust
 
@@ -165,7 +165,7 @@ def test_the_bound_by_hand() -> None:
 
 @pytest.mark.parametrize(("freedom", "value"), [(4, 4.604), (9, 3.250), (30, 2.750), (1000, 2.581)])
 def test_students_quantile(freedom: int, value: float) -> None:
-    assert trust_module._student(0.995, freedom) == pytest.approx(value, rel=0.02)
+    assert student(0.995, freedom) == pytest.approx(value, rel=0.02)
 
 
 def test_the_weight_is_a_ramp() -> None:
@@ -195,11 +195,10 @@ def test_the_report_of_a_judge_that_pays_by_length() -> None:
     assert set(report) == {"writing/verified", "writing/degradation"}
     figures: dict[str, Any] = report["writing/degradation"]
     assert figures["length_slope"] == pytest.approx(2.0)
-    assert figures["ci95"]["length_slope"] == pytest.approx([2.0, 2.0])
     assert (figures["pairs"], figures["tasks"]) == (150, 15)
     assert figures["order_agreement"] == 1.0
     assert figures["longer"] + figures["shorter"] == pytest.approx(1.0)
-    low, high = figures["ci95"]["accuracy"]
+    low, high = figures["ci95"]
     assert low <= figures["accuracy"] <= high
     assert figures["by_kind"] == {"drop": pytest.approx(figures["accuracy"])}
     json.dumps(report)

@@ -317,8 +317,8 @@ def _figures(report: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         if own[name] is not None
     }
     for source, own in report.items():
-        if own["ci95"]["accuracy"] is not None:
-            found[f"critic/accuracy_low/{source}"], found[f"critic/accuracy_high/{source}"] = own["ci95"]["accuracy"]
+        if own["ci95"] is not None:
+            found[f"critic/accuracy_low/{source}"], found[f"critic/accuracy_high/{source}"] = own["ci95"]
     found |= {
         f"critic/accuracy/{source}/{kind}": accuracy
         for source, own in report.items()

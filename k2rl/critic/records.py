@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from k2rl.types import Message
 
 
@@ -29,6 +31,12 @@ class Judgement:
     def p(self) -> float:
         """P(A is better): the mean over both orders."""
         return (self.a_first + self.b_first) / 2
+
+    @property
+    def prefers_a(self) -> float:
+        """1 where A is preferred over both orders, 0.5 at a tie, else 0. Without the last digits, for (0.4 + 0.6) / 2
+        is not always a half."""
+        return 0.5 + 0.5 * float(np.sign(round(self.a_first + self.b_first - 1, 12)))
 
     @property
     def agrees(self) -> bool:

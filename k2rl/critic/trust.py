@@ -19,11 +19,6 @@ Verified pairs are the guard: significantly below the judge's own start or below
 the judge of the start is asked about the same pairs, the two are compared on them; else with how the start did on the
 first pairs, which may have been easier. Too few pairs or tasks: closed. A guard with too few verified pairs says
 nothing.
-
-Bounds are Wilson's, with an effective number of pairs and Student's quantile. Pairs of one task are alike, so n pairs
-count as n / (1 + (m - 1) rho), m their size-weighted number a task, rho their correlation within tasks: estimated by
-analysis of variance and shrunk towards `_PRIOR_RHO`, for few tasks say little of it. A bootstrap over tasks has no
-width where every pair is right and is too narrow below some twenty tasks; this bound is neither.
 """
 
 from __future__ import annotations
@@ -32,13 +27,12 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from k2rl import rng
+from k2rl.critic.bounds import Share, bounds, student
 from k2rl.critic.metrics import Labelled, fitted_temperature, intervals, measure
 from k2rl.critic.records import JudgedPair, Judgement
 
@@ -46,8 +40,6 @@ Floats = NDArray[np.float64]
 
 RULES = ("longer", "shorter", "format")
 METRICS = ("accuracy", "order_agreement", "brier", "ece")
-_PRIOR_RHO, _PRIOR_TASKS = 0.2, 10
-"""The correlation within a task that is assumed beforehand, with the weight of so many tasks."""
 _START = 4
 """Times `min_pairs` that a start is measured on, or a whole window: fewer would often make it look too good."""
 _LOGIT = 5.0
@@ -66,7 +58,7 @@ class Config:
             windows, also a coin that is of one mind on each task.
         guard_confidence: with which verified accuracy must have fallen.
         guard_drop: the guard closes where verified accuracy is significantly more than this below its start.
-        resamples: of the bootstrap behind the reported intervals; no gate depends on it.
+        resamples: of the bootstrap behind the reported interval; no gate depends on it.
     """
 
     window: int = 8
@@ -137,27 +129,11 @@ class _Row:
 
     @property
     def correct(self) -> float:
-        return _correct(self.a_first, self.b_first)
+        return Judgement(self.a_first, self.b_first).prefers_a
 
     def by_rule(self, rule: str) -> float:
         """Whether a trivial rule is right, 0.5 where it has no choice."""
         return {"longer": 0.5 + self.longer / 2, "shorter": 0.5 - self.longer / 2, "format": self.format}[rule]
-
-
-@dataclass(frozen=True)
-class _Share:
-    """An accuracy: its value, the effective number of pairs behind it, the pairs and the tasks."""
-
-    value: float
-    effective: float
-    pairs: int
-    tasks: int
-
-    @property
-    def variance(self) -> float:
-        """With two right and two wrong pairs added, so that a share of 1 has one."""
-        p = (self.value * self.effective + 2) / (self.effective + 4)
-        return p * (1 - p) / self.effective
 
 
 class Trust:
@@ -168,7 +144,7 @@ class Trust:
             raise ValueError(problems[0])
         self._config, self._seed = config, seed
         self._rows: list[_Row] = []
-        self._start: dict[str, _Share] = {}
+        self._start: dict[str, Share] = {}
         """Per env, the first verified pairs that were enough, before the critic could learn much."""
         self._open: set[str] = set()
 
@@ -199,7 +175,7 @@ class Trust:
                     math.log((better + 1) / (worse + 1)),
                     0.5 if flag is None else 0.5 + (flag[0] - flag[1]) / 2,
                     pair.apart,
-                    None if judged.reference is None else _correct(judged.reference.a_first, judged.reference.b_first),
+                    None if judged.reference is None else judged.reference.prefers_a,
                 )
             )
 
@@ -234,7 +210,7 @@ class Trust:
         `pairs`, `tasks`; `METRICS`; `gain`: the accuracy less that of the run's start on the same pairs (None where
         that was not asked); `length_slope`: by how much the log-odds of the better response rise per unit of the log of
         its length over the other's (None where the lengths do not vary); `RULES`: accuracies; `by_kind`:
-        the judge's accuracy by corruption; `ci95`: intervals by bootstrap over tasks, None where undefined.
+        the judge's accuracy by corruption; `ci95`: of the accuracy, by bootstrap over tasks, None where undefined.
         """
         groups: dict[str, list[_Row]] = defaultdict(list)
         for row in self._rows:
@@ -252,7 +228,7 @@ class Trust:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._rows = [_Row(*row) for row in state["rows"]]
-        self._start = {env: _Share(**share) for env, share in state["start"].items()}
+        self._start = {env: Share(**share) for env, share in state["start"].items()}
         self._open = set(state["open"])
 
     # --- the gate ----------------------------------------------------------------------------------------------
@@ -267,7 +243,7 @@ class Trust:
         share = _share(rows)
         rules = {"chance": 0.5} | {rule: float(np.mean([row.by_rule(rule) for row in rows])) for rule in RULES}
         best = max(rules, key=lambda rule: rules[rule])
-        bound = _bounds(share, self._config.confidence)[0]
+        bound = bounds(share, self._config.confidence)[0]
         weight = min(max((bound - rules[best]) / self._config.ramp, 0.0), 1.0)
         reason = self._too_few(rows) or guard or ("open" if weight else f"no_better_than_{best}")
         return Gate(weight if reason == "open" else 0.0, reason, bound, rules[best])
@@ -287,7 +263,7 @@ class Trust:
         everything = [row for rows in by_env.values() for row in rows]
         if self._too_few(everything):
             return None
-        if _bounds(_share(everything), self._config.guard_confidence)[1] < 0.5:
+        if bounds(_share(everything), self._config.guard_confidence)[1] < 0.5:
             return "guard_below_chance"
         compared = [row for row in everything if row.reference is not None]
         if compared:
@@ -306,9 +282,9 @@ class Trust:
         drop = sum(map(sum, by_task.values())) / len(rows)
         spread = sum((sum(own) - len(own) * drop) ** 2 for own in by_task.values())
         error = math.sqrt(spread * len(by_task) / max(len(by_task) - 1, 1)) / len(rows)
-        return drop - _student(self._config.guard_confidence, len(by_task) - 1) * error > self._config.guard_drop
+        return drop - student(self._config.guard_confidence, len(by_task) - 1) * error > self._config.guard_drop
 
-    def _fallen(self, now: Mapping[str, _Share]) -> bool:
+    def _fallen(self, now: Mapping[str, Share]) -> bool:
         pairs = sum(share.pairs for share in now.values())
         drop = variance = 0.0
         for env, share in now.items():
@@ -316,7 +292,7 @@ class Trust:
             drop += weight * (start.value - share.value)
             variance += weight**2 * (start.variance + share.variance)
         tasks = min(sum(s.tasks for s in now.values()), sum(self._start[env].tasks for env in now))
-        return drop - _student(self._config.guard_confidence, tasks - 1) * math.sqrt(variance) > self._config.guard_drop
+        return drop - student(self._config.guard_confidence, tasks - 1) * math.sqrt(variance) > self._config.guard_drop
 
     def _too_few(self, rows: Sequence[_Row]) -> str | None:
         if len(rows) < self._config.min_pairs:
@@ -330,36 +306,16 @@ class Trust:
         by_kind: dict[str, list[float]] = defaultdict(list)
         for row in rows:
             by_kind[row.kind].append(row.correct)
-        slope, slope_ci = self._length_slope(rows, labelled)
-        ci95 = intervals(labelled, METRICS, seed=self._seed, resamples=self._config.resamples)
         return {
             "pairs": len(rows),
             "tasks": len({row.task for row in rows}),
             **measure(labelled, METRICS),
             "gain": _mean([row.correct - row.reference for row in rows if row.reference is not None]),
-            "length_slope": slope,
+            "length_slope": _length_slope(rows, labelled.p_N),
             **{rule: float(np.mean([row.by_rule(rule) for row in rows])) for rule in RULES},
             "by_kind": {kind: float(np.mean(found)) for kind, found in sorted(by_kind.items())},
-            "ci95": {**ci95, "length_slope": slope_ci},
+            "ci95": intervals(labelled, ["accuracy"], seed=self._seed, resamples=self._config.resamples)["accuracy"],
         }
-
-    def _length_slope(self, rows: Sequence[_Row], labelled: Labelled) -> tuple[float | None, list[float] | None]:
-        p_N = np.clip(labelled.p_N, 1 / (1 + math.exp(_LOGIT)), 1 / (1 + math.exp(-_LOGIT)))
-        odds_N, ratio_N = np.log(p_N / (1 - p_N)), np.array([row.ratio for row in rows])
-        value = _slope(odds_N, ratio_N, np.ones((1, len(rows))))[0]
-        tasks = int(labelled.cluster_N.max()) + 1
-        if np.isnan(value) or tasks < 2:
-            return None if np.isnan(value) else float(value), None
-        draw = rng.generator("length slope", self._seed)
-        counts_R_C = draw.multinomial(tasks, np.full(tasks, 1 / tasks), size=self._config.resamples)
-        drawn_R = _slope(odds_N, ratio_N, counts_R_C[:, labelled.cluster_N].astype(float))
-        low, high = np.nanquantile(drawn_R, (0.025, 0.975)).tolist()
-        return float(value), [min(low, float(value)), max(high, float(value))]
-
-
-def _correct(a_first: float, b_first: float) -> float:
-    """1 where A is preferred over both orders, 0.5 at a tie, else 0."""
-    return 0.5 + 0.5 * float(np.sign(round(a_first + b_first - 1, 12)))
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -371,55 +327,15 @@ def _labelled(rows: Sequence[_Row]) -> Labelled:
     return Labelled.of(judgements, [True] * len(rows), clusters=[row.task for row in rows])
 
 
-def _slope(y_N: Floats, x_N: Floats, weights_R_N: Floats) -> Floats:
-    """Least squares with an intercept, per row of weights; NaN where x does not vary."""
-    total_R = weights_R_N.sum(-1)
-    mean_x_R, mean_y_R = weights_R_N @ x_N / total_R, weights_R_N @ y_N / total_R
-    spread_R = weights_R_N @ x_N**2 / total_R - mean_x_R**2
-    common_R = weights_R_N @ (x_N * y_N) / total_R - mean_x_R * mean_y_R
-    slope_R = np.full(len(weights_R_N), np.nan)
-    np.divide(common_R, spread_R, out=slope_R, where=spread_R > 1e-9)
-    return slope_R
+def _length_slope(rows: Sequence[_Row], p_N: Floats) -> float | None:
+    """By least squares with an intercept, so that being right is not taken for liking length."""
+    ratio_N = np.array([row.ratio for row in rows])
+    if ratio_N.var() <= 1e-9:
+        return None
+    surest = 1 / (1 + math.exp(-_LOGIT))
+    p_N = np.clip(p_N, 1 - surest, surest)
+    return float(np.polyfit(ratio_N, np.log(p_N / (1 - p_N)), 1)[0])
 
 
-# --- bounds ----------------------------------------------------------------------------------------------------
-
-
-def _share(rows: Sequence[_Row]) -> _Share:
-    """The accuracy, and how many independent pairs it is worth."""
-    by_task: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in rows:
-        by_task[row.env, row.task].append(row.correct)
-    sizes = np.array([len(found) for found in by_task.values()], float)
-    means = np.array([np.mean(found) for found in by_task.values()])
-    n, tasks = len(rows), len(by_task)
-    value = float((sizes * means).sum() / n)
-    weighted = float((sizes**2).sum() / n)
-    rho = _PRIOR_RHO
-    if 1 < tasks < n:
-        between = float((sizes * (means - value) ** 2).sum()) / (tasks - 1)
-        inside = sum(float(((np.array(found) - np.mean(found)) ** 2).sum()) for found in by_task.values()) / (n - tasks)
-        size = (n - weighted) / (tasks - 1)
-        if between + inside > 0:
-            found = max(0.0, (between - inside) / (between + (size - 1) * inside))
-            rho = (tasks * found + _PRIOR_TASKS * _PRIOR_RHO) / (tasks + _PRIOR_TASKS)
-    return _Share(value, n / (1 + (weighted - 1) * rho), n, tasks)
-
-
-def _bounds(share: _Share, confidence: float) -> tuple[float, float]:
-    """One-sided lower and upper bounds: Wilson's formula with Student's quantile."""
-    n, p, t = share.effective, share.value, _student(confidence, share.tasks - 1)
-    centre, half = p + t * t / (2 * n), t * math.sqrt(p * (1 - p) / n + t * t / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + t * t / n)), min(1.0, (centre + half) / (1 + t * t / n))
-
-
-def _student(confidence: float, freedom: int) -> float:
-    """The quantile of Student's distribution, by its expansion around the normal one; within 2 % at 0.995 from 4
-    degrees of freedom on."""
-    z, v = NormalDist().inv_cdf(confidence), max(freedom, 1)
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    )
+def _share(rows: Sequence[_Row]) -> Share:
+    return Share.of([(row.correct, f"{row.env}/{row.task}") for row in rows])
