@@ -13,6 +13,7 @@ Arms, each against `base` (the quickstart's own settings) with the same seed and
 `start` is nano. Each finished (arm, seed) is appended to the results file and not run again (see arms.py). What is
 measured: pass@1 on 1,000 held-out tasks per env; the oracle of writing_oracle.py on as many; the judge on pairs of the
 final policy's own answers to held-out tasks, and nano (which judges in `frozen`) on the same pairs; the gate over time.
+Tables are printed as Markdown, differences with 95 % t intervals over seeds.
 """
 
 from __future__ import annotations
@@ -32,8 +33,6 @@ from typing import Any
 import torch
 import writing_oracle
 from arms import VERIFIABLE, Row, arguments, collect, measure, points, row
-from rich.console import Console
-from rich.table import Table
 
 from k2rl.critic import pairs
 from k2rl.critic.judge import Judge, criteria_of
@@ -161,57 +160,70 @@ def gate(folder: Path) -> dict[str, Any]:
     }
 
 
-COLUMNS: dict[str, Callable[[Row], float]] = {
-    **{f"{env} {way}": lambda r, e=env, w=way: r["envs"][e][w] for env in VERIFIED for way in ("sampled", "greedy")},  # type: ignore[misc]
-    "writing score": lambda r: r["envs"]["writing"]["sampled"]["score"],
-    "greedy score": lambda r: r["envs"]["writing"]["greedy"]["score"],
-    "variety": lambda r: r["envs"]["writing"]["sampled"]["variety"],
-    "fluent": lambda r: r["envs"]["writing"]["sampled"]["fluent"],
-    "shapes": lambda r: r["envs"]["writing"]["sampled"]["shapes"],
-    **{
-        f"{name}, {source}": lambda r, m=metric, s=source: r["judge"][who(r)][s][m]  # type: ignore[misc]
-        for source in ("verified", "apart")
-        for name, metric in {"judge": "accuracy", "agreement": "order_agreement", "ECE": "ece"}.items()
-    },
+POLICY: dict[str, Callable[[Row], float]] = {
+    **{env: lambda r, e=env: r["envs"][e]["sampled"] for env in VERIFIED},  # type: ignore[misc]
+    **{f"{env}, greedy": lambda r, e=env: r["envs"][e]["greedy"] for env in VERIFIED},  # type: ignore[misc]
+    "writing": lambda r: r["envs"]["writing"]["sampled"]["score"],
+    "writing, greedy": lambda r: r["envs"]["writing"]["greedy"]["score"],
+    **{part: lambda r, p=part: r["envs"]["writing"]["sampled"][p] for part in ("variety", "shapes")},  # type: ignore[misc]
 }
-"""What the tables show of an arm; its judge is the one that judged in the run."""
+"""What is shown of a policy: pass@1, the oracle's score of its texts, and what no corruption has to do with."""
+SOURCES = ("verified", "degraded", "apart")
 
 
-def who(row: Row) -> str:
-    return "start" if row["arm"] == "frozen" else "end"
+def policies(rows: Sequence[Row], arms: Sequence[str], against: str) -> str:
+    """Each arm's policy less `against`'s with the same seed, as a Markdown table."""
+    by_key: Mapping[tuple[str, int], Row] = {(r["arm"], r["seed"]): r for r in rows}
+    lines = [("arm", "seeds", *POLICY)]
+    for arm in arms:
+        shared = [s for a, s in by_key if a == arm and (against, s) in by_key]
+        if arm != against and shared:
+            gaps = [[of(by_key[arm, s]) - of(by_key[against, s]) for s in shared] for of in POLICY.values()]
+            lines.append((arm, str(len(shared)), *(points(values) for values in gaps)))
+    return markdown(lines)
 
 
-def recalibrated(rows: Sequence[Row], arms: Sequence[str]) -> Table:
-    """What became of each arm's judge: at the end of the run against nano, on the same pairs of the final policy."""
-    grid = Table(title="the judge at the end against the judge at the start, the same pairs, points over seeds")
-    sources = ("verified", *VERIFIED, "degraded", "apart")
-    for name in ("arm", "seeds", *(f"{source} {m}" for source in sources for m in JUDGED[:3])):
-        grid.add_column(name, justify="left" if name == "arm" else "right")
+def judged_at_the_end(rows: Sequence[Row], arms: Sequence[str]) -> str:
+    """Each arm's judge at the end of the run less nano, which judges in `frozen`, on the same pairs."""
+    names = {"accuracy": "right", "order_agreement": "agreement", "ece": "ECE"}
+    lines = [("arm", "seeds", *(f"{source} {name}" for source in SOURCES for name in names.values()))]
     for arm in arms:
         own = [r["judge"] for r in rows if r["arm"] == arm]
-        cells = [
-            points([j["end"][source][m] - j["start"][source][m] for j in own if j["end"][source]["pairs"]])
-            for source in sources
-            for m in JUDGED[:3]
-        ]
         if own:
-            grid.add_row(arm, str(len(own)), *cells)
-    return grid
+            gaps = [[j["end"][source][m] - j["start"][source][m] for j in own] for source in SOURCES for m in names]
+            lines.append((arm, str(len(own)), *(points(values) for values in gaps)))
+    return markdown(lines)
 
 
-def table(rows: Sequence[Row], arms: Sequence[str], against: str, only: Sequence[str] = tuple(COLUMNS)) -> Table:
-    """Differences of each arm to `against` in points, with 95 % t intervals over the seeds that both have."""
-    by_key: Mapping[tuple[str, int], Row] = {(r["arm"], r["seed"]): r for r in rows}
-    grid = Table(title=f"difference to {against} in points, 95 % intervals over seeds")
-    for name in ("arm", "seeds", *only):
-        grid.add_column(name, justify="left" if name == "arm" else "right")
+def gates(rows: Sequence[Row], arms: Sequence[str]) -> str:
+    """The gate of writing over a run, the values of the seeds in turn; what judges at the end is right in so many of
+    the pairs of the final policy."""
+    lines: list[Sequence[str]] = [
+        ("arm", "opened in iteration", "closed again in", "open in the last third", "alarms", *SOURCES)
+    ]
     for arm in arms:
-        shared = sorted({s for a, s in by_key if a == arm} & {s for a, s in by_key if a == against})
-        if arm == against or not shared:
-            continue
-        gaps = {c: [COLUMNS[c](by_key[arm, s]) - COLUMNS[c](by_key[against, s]) for s in shared] for c in only}
-        grid.add_row(arm, str(len(shared)), *(points(values) for values in gaps.values()))
-    return grid
+        own = [r for r in rows if r["arm"] == arm and r["gate"]]
+        if own:
+            who = "start" if arm == "frozen" else "end"
+            right = [statistics.fmean([r["judge"][who][source]["accuracy"] for r in own]) for source in SOURCES]
+            told = [
+                [str(r["gate"]["opened"] or "never") for r in own],
+                [str(closed(r["gate"]["weights"]) or "never") for r in own],
+                [f"{r['gate']['open_share_last_third']:.2f}" for r in own],
+                [f"{r['gate']['alarms']:.0f}" for r in own],
+            ]
+            lines.append((arm, *(", ".join(values) for values in told), *(f"{value:.3f}" for value in right)))
+    return markdown(lines)
+
+
+def closed(weights: Sequence[float]) -> int | None:
+    """The first iteration in which a gate that had been open was shut."""
+    return next((n for n, (before, now) in enumerate(pairwise(weights), start=2) if before > 0 >= now), None)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:]))
 
 
 def main() -> None:
@@ -227,10 +239,14 @@ def main() -> None:
     jobs = [(arm, seed) for seed in seeds for arm in ("start", *list(CRITIC)[:4])]
     jobs += [(arm, seed) for seed in islice(seeds, few) for arm in (*list(CRITIC)[4:], *REST)]
     rows = collect(args, __file__, run_arm, jobs)
-    console = Console(width=220)
-    console.print(recalibrated(rows, list(CRITIC)))
-    console.print(table(rows, list(CRITIC | REST), "start"))
-    console.print(table(rows, ["start", *CRITIC, *REST], "base"))
+    arms = list(CRITIC | REST)
+    for title, table in {
+        "Policies: the end of a run less nano, points": policies(rows, arms, "start"),
+        "Policies: less `base`, points": policies(rows, ["start", *arms], "base"),
+        "Judges: the end less nano, points": judged_at_the_end(rows, ["start", *CRITIC]),
+        "Gates": gates(rows, arms),
+    }.items():
+        print(f"\n## {title}\n\n{table}")
 
 
 if __name__ == "__main__":
