@@ -241,11 +241,13 @@ class SftModelConfig(ModelConfig):
 
 @dataclass
 class SftPairs:
-    """Preference pairs, which teach the model to judge: a gold response against each of its corruptions, in both
-    orders, for a share of an env's tasks. `shares`: env -> that share; `label` weighs the verdict's token against a
-    token of a demonstration."""
+    """Preference pairs, which teach the model to judge: a gold response, and another one, against a corruption of the
+    first, in both orders, for a share of an env's tasks. `shares`: env -> that share; `per_task` bounds the pairs of a
+    task, whose kinds are drawn; many of few tasks teach less, and crowd a batch. `label` weighs the verdict's token
+    against a token of a demonstration."""
 
     shares: dict[str, float] = field(default_factory=dict)
+    per_task: int = 2
     label: float = 20.0
 
 

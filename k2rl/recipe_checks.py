@@ -305,6 +305,8 @@ def _sft_problems(recipe: SftRecipe) -> list[str]:
             found.append(f"sft.pairs.shares.{name}: there is no such env; there are {', '.join(recipe.envs)}")
         if not 0 <= share <= 1:
             found.append(f"sft.pairs.shares.{name} is {share}: it is a share in [0, 1]")
+    if sft.pairs.per_task < 1:
+        found.append(f"sft.pairs.per_task is {sft.pairs.per_task}: it must be 1 or more")
     if not 0 < sft.pairs.label < math.inf:
         found.append(f"sft.pairs.label is {sft.pairs.label}: it must be above 0")
     # SFT averages the weights over many steps: bfloat16 has no room for what one of them adds.

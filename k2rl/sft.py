@@ -112,7 +112,7 @@ class _Judged:
         chosen = {name: own[: round(config.shares.get(name, 0.0) * len(own))] for name, own in pools["train"].items()}
         found, held_out = dict[str, list[list[Pair]]](), dict[str, list[Pair]]()
         for own in pairs.of_gold(envs, chosen, words, recipe.seed):
-            found.setdefault(own[0].env, []).append(own)
+            found.setdefault(own[0].env, []).append(own[: config.per_task])
         for own in pairs.of_gold(envs, pools["test"], words, recipe.seed):
             for pair in own[:2]:
                 held_out.setdefault(f"{pair.env}{' apart' if pair.apart else ''}", []).append(pair)

@@ -127,10 +127,11 @@ def test_preference_pairs_teach_the_model_to_judge(tmp_path: Path) -> None:
         "envs.writing.id=writing",
         "envs.writing.pool=200",
         "sft.pairs.shares.writing=1.0",
+        "sft.pairs.per_task=3",
         "model.scratch.max_length=256",
     ]
     report = sft(recipe(*writing, "sft.stop.max_minutes=0.1"), tmp_path / "model", quiet=True)
-    assert report["judged"] > 5 * 200, "every kind, both orders"
+    assert report["judged"] == 2 * 3 * 200, "three pairs of every task, both orders"
     assert report["demonstrations"] == 500
     last = report["history"][-1]
     assert {"judge_accuracy/writing", "judge_accuracy/writing apart", "judge_accuracy/math"} <= last.keys()
@@ -142,6 +143,8 @@ def test_pairs_are_asked_only_of_who_has_them(tmp_path: Path) -> None:
         recipe("sft.pairs.shares.writting=0.1")
     with pytest.raises(UserError, match=r"shares.math is 2.0: it is a share"):
         recipe("sft.pairs.shares.math=2")
+    with pytest.raises(UserError, match=r"sft.pairs.per_task is 0: it must be 1 or more"):
+        recipe("sft.pairs.per_task=0")
     stories = ["envs.s.id=stories", "envs.s.pool=5", "sft.pairs.shares.s=1.0", "sft.held_out=5"]
     with pytest.raises(UserError, match=r"sft.pairs.shares.s has no effect: stories can't corrupt its gold"):
         sft(recipe(*stories), tmp_path / "m", quiet=True)
