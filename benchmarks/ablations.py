@@ -50,6 +50,7 @@ from k2rl.recipe_files import load
 from k2rl.rollout import RolloutDriver
 from k2rl.samplers.torch_sampler import TorchSampler
 
+VERIFIED = ("math", "logic", "code", "following")
 CRITIC: dict[str, list[str]] = {
     "base": [],
     "frozen": ["critic.weights=copy", "critic.recalibrate=none"],
@@ -60,13 +61,12 @@ CRITIC: dict[str, list[str]] = {
     "random_ungated": ["critic.labels=random", "critic.gate=false"],
 }
 REST = {
-    "no_budget": [f"envs.{env}.budget.penalty=0" for env in ("math", "logic", "code", "writing")],
+    "no_budget": [f"envs.{env}.budget.penalty=0" for env in (*VERIFIED, "writing")],
     "ptx": ["ptx.weight.start=0.1", "ptx.tokens=2048"],
     "decay": ["temperature.start=1.3", "temperature.end=1.0"],
     "tau_low": ["objective.tau=0.03"],
     "tau_high": ["objective.tau=0.3"],
 }
-VERIFIED = ("math", "logic", "code")
 PAIRS, PAIR_TASKS, SAMPLES = 900, 250, 8
 JUDGED = ("accuracy", "order_agreement", "ece", "brier")
 

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16, 2.145, 2.131)
 """Student's t for 1, 2, … degrees of freedom."""
 HERE = Path(__file__).parent
-VERIFIABLE = ["critic.enabled=false", "envs.writing=null", "rollout.tasks=20"]
+VERIFIABLE = ["critic.enabled=false", "envs.writing=null", "rollout.tasks=24"]
 """The quickstart without its critic and what only that can rank: as many verifiable tasks an iteration as with them."""
 
 

@@ -29,7 +29,7 @@ from k2rl_envs.short_texts import ENDINGS, NOUNS, TONES, Tone
 
 COUNTS = (1, 2)
 STYLES = ("full", "flat", "loose", "free")
-_WORD = re.compile(r"[A-Za-z]+")
+WORD = re.compile(r"[A-Za-z]+")
 _SENTENCE = re.compile(r"[^.!?]+[.!?]+")
 
 
@@ -51,6 +51,8 @@ class WritingEnv(SingleTurnEnv):
     budget: ClassVar[int] = 64
     open_ended: ClassVar[bool] = True
     rubrics: ClassVar[tuple[str, ...]] = ("writing",)
+    stream: ClassVar[str] = "writing"
+    """Whose draws its tasks are: another name, other tasks."""
 
     def __init__(self, words: int | Sequence[int] = 2, styles: Mapping[str, float] | None = None) -> None:
         self.words = (words,) if isinstance(words, int) else tuple(words)
@@ -59,7 +61,7 @@ class WritingEnv(SingleTurnEnv):
         self.shares = style_shares(styles, STYLES)
 
     def tasks(self, split: Split, seed: int) -> Iterator[Task]:
-        draw = rng.generator("writing", *self.words, split, seed)
+        draw = rng.generator(self.stream, *self.words, split, seed)
         while True:
             nouns = [NOUNS[int(i)] for i in draw.permutation(len(NOUNS))[: int(draw.choice(self.words))]]
             tone, count = str(draw.choice(list(TONES))), int(draw.choice(COUNTS))
@@ -68,11 +70,11 @@ class WritingEnv(SingleTurnEnv):
                 what = "sentence" if count == 1 else "sentences"
                 prompt = f"{count} {tone} {what} about {', '.join(nouns)}; end with {ending}"
                 asked = {"words": nouns, "tone": tone, "sentences": count, "ending": ending}
-                yield Task(prompt, reference=asked, tags=("writing", tone))
+                yield Task(prompt, reference=asked, tags=(self.stream, tone))
 
     def verify(self, task: Task, response: str) -> Verdict:
         """Pending; malformed where there is no word at all."""
-        return Verdict.pending("compared within its group") if _WORD.search(response) else Verdict.malformed("no words")
+        return Verdict.pending("compared within its group") if WORD.search(response) else Verdict.malformed("no words")
 
     def gold(self, task: Task) -> str:
         """A text by a pattern, in a style drawn by the prompt."""
@@ -113,13 +115,14 @@ class WritingEnv(SingleTurnEnv):
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text, each with its marks; what follows the last mark is none."""
-    return [s.strip() for s in _SENTENCE.findall(text)]
+    marked = text[: max(text.rfind(mark) for mark in ENDINGS) + 1]  # Or a long rest is looked through again and again.
+    return [s.strip() for s in _SENTENCE.findall(marked)]
 
 
 def _other_word(task: Task, text: str, draw: np.random.Generator) -> str | None:
     """An asked word, everywhere in the text, becomes one that was not asked."""
     asked = set(task.reference["words"])
-    there = sorted(asked & set(_WORD.findall(text)))
+    there = sorted(asked & set(WORD.findall(text)))
     if not there:
         return None
     gone = str(draw.choice(there))
@@ -141,7 +144,7 @@ def _other_tone(task: Task, text: str, draw: np.random.Generator) -> str | None:
                 return new.capitalize() if word[0].isupper() else new
         return word
 
-    swapped = _WORD.sub(swap, text)
+    swapped = WORD.sub(swap, text)
     return None if swapped == text else swapped
 
 
