@@ -4,8 +4,8 @@
 
 Arms, each against `base` (the quickstart's own settings) with the same seed and the same held-out tasks:
 
-* the critic: `frozen` (a copy of the start, never updated, judges), `untrained` (the policy judges, never trained to),
-  `random` (every label it learns from is tossed), `ungated` (weight 1, whatever it is worth), `random_ungated`, `none`
+* the critic: `frozen` (a copy of the start, never updated, judges), `shared` (the policy itself judges, trained to with
+  an eighth of the learning rate), `untrained` (so it does, never trained to), `random` (every label it learns from is tossed), `ungated` (weight 1, whatever it is worth), `random_ungated`, `none`
   (no critic, no open-ended environment).
 * the rest: `no_budget` (a cut response costs nothing), `ptx`, `decay` (temperature from 1.3 to 1), `tau_low`,
   `tau_high`.
@@ -53,10 +53,11 @@ from k2rl.samplers.torch_sampler import TorchSampler
 VERIFIED = ("math", "logic", "code", "following")
 CRITIC: dict[str, list[str]] = {
     "base": [],
-    "frozen": ["critic.weights=copy", "critic.recalibrate=none"],
+    "frozen": ["critic.recalibrate=none"],
     "random": ["critic.labels=random"],
     "none": VERIFIABLE,
-    "untrained": ["critic.recalibrate=none"],
+    "shared": ["critic.weights=shared", "critic.optim.lr.start=5e-4", "critic.optim.lr.end=5e-5"],
+    "untrained": ["critic.weights=shared", "critic.recalibrate=none"],
     "ungated": ["critic.gate=false"],
     "random_ungated": ["critic.labels=random", "critic.gate=false"],
 }
