@@ -4,9 +4,10 @@
 
 Arms, each against `base` (the quickstart's own settings) with the same seed and the same held-out tasks:
 
-* the critic: `frozen` (a copy of the start, never updated, judges), `shared` (the policy itself judges, trained to with
-  an eighth of the learning rate), `untrained` (so it does, never trained to), `random` (every label it learns from is tossed), `ungated` (weight 1, whatever it is worth), `random_ungated`, `none`
-  (no critic, no open-ended environment).
+* the critic: `frozen` (a copy of the start judges and never learns), `shared` (the policy itself judges, and learns to
+  with an eighth of the learning rate), `untrained` (the policy itself, which never learns to), `random` (every label
+  the critic learns from is tossed), `ungated` (weight 1, whatever it is worth), `random_ungated`, `none` (no critic, no
+  open-ended environment).
 * the rest: `no_budget` (a cut response costs nothing), `ptx`, `decay` (temperature from 1.3 to 1), `tau_low`,
   `tau_high`.
 
@@ -56,7 +57,7 @@ CRITIC: dict[str, list[str]] = {
     "frozen": ["critic.recalibrate=none"],
     "random": ["critic.labels=random"],
     "none": VERIFIABLE,
-    "shared": ["critic.weights=shared", "critic.optim.lr.start=5e-4", "critic.optim.lr.end=5e-5"],
+    "shared": ["critic.weights=shared", "critic.optim.lr.start=4e-4", "critic.optim.lr.end=4e-5"],
     "untrained": ["critic.weights=shared", "critic.recalibrate=none"],
     "ungated": ["critic.gate=false"],
     "random_ungated": ["critic.labels=random", "critic.gate=false"],

@@ -111,6 +111,30 @@ def test_the_guard_closes_when_verified_accuracy_falls_to_chance() -> None:
         assert closed[0].alarm is not None
 
 
+def test_a_guard_that_has_closed_stays_closed_until_the_judge_is_back() -> None:
+    """A little below the start closes nothing by itself, and opens nothing."""
+    trust, reasons = Trust(Config(window=2)), []
+    for i in range(1, 41):
+        share = 0.8 if i <= 5 or i > 30 else 0.5 if i <= 15 else 0.76
+        trust.add(i, [judged(0.9, f"{i} {n}") for n in range(40)])
+        for n in range(50):
+            pair = judged(0.9 if n < 50 * share else 0.1, f"{i} {n}", "verified", "math")
+            trust.add(i, [JudgedPair(pair.pair, pair.judgement, Judgement(*[0.9 if n < 40 else 0.1] * 2))])
+        again = Trust(Config(window=2))
+        again.restore(json.loads(json.dumps(trust.state())))
+        trust = again
+        reasons.append(trust.gates(i, ["writing"])["writing"].reason)
+    assert reasons[4] == "open"
+    assert set(reasons[9:30]) == {"guard_below_start"}
+    assert reasons[31:] == ["open"] * 9
+    trust = Trust(Config(window=2))
+    for n in range(50):
+        pair = judged(0.9 if n < 38 else 0.1, str(n), "verified", "math")
+        trust.add(1, [JudgedPair(pair.pair, pair.judgement, Judgement(*[0.9 if n < 40 else 0.1] * 2))])
+    trust.add(1, [judged(0.9, str(n)) for n in range(40)])
+    assert trust.gates(1, ["writing"])["writing"].reason == "open"
+
+
 def test_the_guard_knows_below_chance_without_a_start() -> None:
     gates = run(0, lambda i: 0.9, lambda i: 0.2, 4)
     assert gates[-1].reason == "guard_below_chance"

@@ -17,8 +17,8 @@ but without the corruption either would be as likely to be better, so what excee
 
 Verified pairs are the guard: significantly below the judge's own start or below chance there closes every gate. Where
 the judge of the start is asked about the same pairs, the two are compared on them; else with how the start did on the
-first pairs, which may have been easier. Too few pairs or tasks: closed. A guard with too few verified pairs says
-nothing.
+first pairs, which may have been easier. What the guard has closed stays closed until the judge is no worse at all. Too
+few pairs or tasks: closed. A guard with too few verified pairs says nothing.
 """
 
 from __future__ import annotations
@@ -147,6 +147,8 @@ class Trust:
         self._start: dict[str, Share] = {}
         """Per env, the first verified pairs that were enough, before the critic could learn much."""
         self._open: set[str] = set()
+        self._guarded = False
+        """Whether the guard has closed the gates."""
 
     def add(
         self,
@@ -223,6 +225,7 @@ class Trust:
             "rows": [list(astuple(row)) for row in self._rows],
             "start": {env: asdict(share) for env, share in self._start.items()},
             "open": sorted(self._open),
+            "guarded": self._guarded,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -230,6 +233,7 @@ class Trust:
         self._rows = [_Row(*row) for row in state["rows"]]
         self._start = {env: Share(**share) for env, share in state["start"].items()}
         self._open = set(state["open"])
+        self._guarded = state["guarded"]
 
     # --- the gate ----------------------------------------------------------------------------------------------
 
@@ -263,17 +267,19 @@ class Trust:
         everything = [row for rows in by_env.values() for row in rows]
         if self._too_few(everything):
             return None
-        if bounds(_share(everything), self._config.guard_confidence)[1] < 0.5:
-            return "guard_below_chance"
+        # Closed, it opens when the judge is no worse at all; or chance would open it every few iterations.
+        confidence = 0.5 if self._guarded else self._config.guard_confidence
         compared = [row for row in everything if row.reference is not None]
-        if compared:
-            return "guard_below_start" if self._worse(compared) else None
         since = {env: _share(rows) for env, rows in by_env.items() if env in self._start}
-        if since and self._fallen(since):
-            return "guard_below_start"
-        return None
+        reason = None
+        if self._worse(compared, confidence) if compared else self._fallen(since, confidence):
+            reason = "guard_below_start"
+        elif bounds(_share(everything), confidence)[1] < 0.5:
+            reason = "guard_below_chance"
+        self._guarded = reason is not None
+        return reason
 
-    def _worse(self, rows: Sequence[_Row]) -> bool:
+    def _worse(self, rows: Sequence[_Row], confidence: float) -> bool:
         """Whether the judge is significantly worse than the one of the start on the same pairs: by the mean difference,
         with an error that allows for pairs of one task being alike."""
         by_task: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -282,9 +288,11 @@ class Trust:
         drop = sum(map(sum, by_task.values())) / len(rows)
         spread = sum((sum(own) - len(own) * drop) ** 2 for own in by_task.values())
         error = math.sqrt(spread * len(by_task) / max(len(by_task) - 1, 1)) / len(rows)
-        return drop - student(self._config.guard_confidence, len(by_task) - 1) * error > self._config.guard_drop
+        return drop - student(confidence, len(by_task) - 1) * error > self._config.guard_drop
 
-    def _fallen(self, now: Mapping[str, Share]) -> bool:
+    def _fallen(self, now: Mapping[str, Share], confidence: float) -> bool:
+        if not now:
+            return False
         pairs = sum(share.pairs for share in now.values())
         drop = variance = 0.0
         for env, share in now.items():
@@ -292,7 +300,7 @@ class Trust:
             drop += weight * (start.value - share.value)
             variance += weight**2 * (start.variance + share.variance)
         tasks = min(sum(s.tasks for s in now.values()), sum(self._start[env].tasks for env in now))
-        return drop - student(self._config.guard_confidence, tasks - 1) * math.sqrt(variance) > self._config.guard_drop
+        return drop - student(confidence, tasks - 1) * math.sqrt(variance) > self._config.guard_drop
 
     def _too_few(self, rows: Sequence[_Row]) -> str | None:
         if len(rows) < self._config.min_pairs:
