@@ -89,11 +89,15 @@ def run_arm(arm: str, seed: int, args: Namespace) -> Row:
     specs = {name: spec for name, spec in recipe.envs.items() if name in VERIFIED}
     envs = measure(recipe, specs, model, seed, args.tasks)
     envs["writing"] = writing_oracle.evaluate(model, args.tasks, seed)
-    return row(arm, seed, wall, envs, args.overrides) | {"judge": judges(model, start, seed, args), "gate": told}
+    return row(arm, seed, wall, envs, args.overrides) | {
+        "judge": judges(model, folder, start, seed, args),
+        "gate": told,
+    }
 
 
-def judges(model: str, start: str, seed: int, args: Namespace) -> dict[str, Any]:
-    """The end's and the start's judgement of the same pairs of the final policy's answers to held-out tasks."""
+def judges(model: str, folder: Path, start: str, seed: int, args: Namespace) -> dict[str, Any]:
+    """The judgement of the same pairs of the final policy's answers to held-out tasks: by who judged at the end (the
+    policy, or the critic's own weights), and by the start."""
     base = load(Recipe, "quickstart", [*args.overrides, f"seed={seed}", f"model.path={model}"])
     policy, pool = load_policy(base.model), EnvPool(base.envs, base.rollout.workers, base.run)
     try:
@@ -101,8 +105,9 @@ def judges(model: str, start: str, seed: int, args: Namespace) -> dict[str, Any]
     finally:
         pool.close()
     report: dict[str, Any] = {}
-    for who, path in {"end": model, "start": start}.items():
-        judging = policy if path == model else load_policy(ModelConfig(path=path))
+    own_weights = folder / "critic"
+    for who, path in {"end": str(own_weights) if own_weights.exists() else model, "start": start}.items():
+        judging = load_policy(ModelConfig(path=path))
         judge = Judge(JudgePrompt(judging.chat), TorchSampler(judging.model, judging.chat.pad_id))
         report[who] = {name: _judgement(judge, own) for name, own in found.items()}
     return report

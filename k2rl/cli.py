@@ -101,7 +101,8 @@ def train(
 
     if summary["eval_after"]:
         Console(width=None if sys.stdout.isatty() else 150).print(before_after(summary))
-    print(f"the model is in {where / 'model'}, what happened in {where}")
+    critic = f", its critic in {where / 'critic'}" if (where / "critic").exists() else ""
+    print(f"the model is in {where / 'model'}{critic}, what happened in {where}")
 
 
 def _default_run_dir(stem: str, resume: bool) -> Path:

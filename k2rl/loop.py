@@ -177,6 +177,8 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
             show(iteration, recipe.run.iterations, _status(metrics, parts.curriculum, ranked))
     wall = time.perf_counter() - started
     log.replace_folder("model", parts.save_model)
+    if parts.trained_copy is not None:
+        log.replace_folder("critic", parts.save_critic)
     after = evaluation(recipe, parts, quiet, "after")
     summary = summary_of(parts, before, after, wall) | ({"alarms": run.alarms} if parts.critic else {})
     log.summary(summary)

@@ -55,9 +55,18 @@ class Parts:
     def save_model(self, folder: Path) -> None:
         save_policy(self.policy.model, self.policy.tokenizer, folder)
 
+    @property
+    def trained_copy(self) -> Any | None:
+        """The critic's weights, where they are its own and learn."""
+        learner = self.critic.learner if self.critic else None
+        return None if learner is None or learner.shared else learner.model
+
+    def save_critic(self, folder: Path) -> None:
+        save_policy(self.trained_copy, self.policy.tokenizer, folder)
+
     def check_space(self, folder: Path) -> None:
         """What is trained, its master where it has one and two moments per checkpoint, the critic's own, one more being
-        written, and the final model."""
+        written, and the final model, and critic."""
         size = checkpoint = 0
         for parameter in self.policy.model.parameters():
             own, wide = parameter.numel() * parameter.element_size(), 4 * parameter.numel()
@@ -69,6 +78,8 @@ class Parts:
                 if parameter.requires_grad:
                     own, wide = parameter.numel() * parameter.element_size(), 4 * parameter.numel()
                     checkpoint += 2 * wide + (0 if learner.shared else own + (wide if own < wide else 0))
+                if not learner.shared:
+                    size += parameter.numel() * parameter.element_size()
         runlog.enough_space(folder, checkpoint * (self.recipe.run.checkpoints_kept + 1) + size)
 
     def close(self) -> None:

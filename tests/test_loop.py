@@ -404,6 +404,9 @@ def test_groups_that_start_anew_are_the_next_ones(recipe: Callable[..., Recipe],
     again.parts.close()
 
 
+CRITICS = ("critic/model.safetensors", "checkpoints/000004/critic.safetensors")
+
+
 def judged(*overrides: str) -> Recipe:
     """nano on math and writing, with a critic that learns."""
     data = {
@@ -456,6 +459,10 @@ def test_with_a_critic_a_resumed_run_continues_identically(tmp_path: Path, extra
         critiques = [json.loads(line) for line in file]
     assert {c["env"] for c in critiques} == {"writing"}
     assert all(0 <= m["a_first"] <= 1 for c in critiques for m in c["matches"])
+    assert (whole / "critic").exists() == ("critic.tournament.kind=swiss" in extra), "a copy that learns is saved"
+    if (whole / "critic").exists():
+        saved, kept = (load_file(whole / part) for part in CRITICS)
+        assert all(torch.equal(saved[name], kept[f"weight.{name}"]) for name in saved)
 
 
 def test_a_frozen_judge_stays_and_one_that_learns_moves(tmp_path: Path) -> None:
