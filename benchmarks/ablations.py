@@ -7,7 +7,7 @@ Arms, each against `base` (the quickstart's own settings) with the same seed and
 * the critic: `frozen` (a copy of the start judges and never learns), `shared` (the policy itself judges, and learns to
   with an eighth of the learning rate), `untrained` (the policy itself, which never learns to), `random` (every label
   the critic learns from is tossed), `ungated` (weight 1, whatever it is worth), `random_ungated`, `none` (no critic, no
-  open-ended environment).
+  open-ended environment), `unheld` (the critic learns from every verifiable environment).
 * the rest: `no_budget` (a cut response costs nothing), `ptx`, `decay` (temperature from 1.3 to 1), `tau_low`,
   `tau_high`.
 
@@ -57,6 +57,7 @@ CRITIC: dict[str, list[str]] = {
     "frozen": ["critic.recalibrate=none"],
     "random": ["critic.labels=random"],
     "none": VERIFIABLE,
+    "unheld": ["critic.held_out=[]"],
     "shared": ["critic.weights=shared", "critic.optim.lr.start=4e-4", "critic.optim.lr.end=4e-5"],
     "untrained": ["critic.weights=shared", "critic.recalibrate=none"],
     "ungated": ["critic.gate=false"],

@@ -154,7 +154,8 @@ class CriticConfig:
     `coefficient`, is part of the policy's updates, of which there are none without groups that train), or `none`
     (frozen, if `weights` is copy). An iteration brings at most `pairs` new verified pairs; an update takes `batch` from
     those of the last `window` iterations, a share `replay` of them corruptions of the open-ended envs' gold responses,
-    as in SFT. `label` weighs the verdict's token, `text` each token of the better response where it comes first.
+    as in SFT. Verified pairs of the envs `held_out` measure the judge and teach it nothing. `label` weighs the token of
+    a verdict, `text` each token of the better response where it comes first.
     `labels`: `verified`, or `random` (a control).
     """
 
@@ -175,6 +176,7 @@ class CriticConfig:
     batch: int = 64
     window: int = 8
     replay: float = 0.25
+    held_out: list[str] = field(default_factory=list)
     label: float = 1.0
     text: float = 0.0
     labels: str = "verified"

@@ -173,6 +173,15 @@ def test_what_the_judge_learns_is_measured_before_and_balanced(tiny_tokenizer: A
     assert len(set(shared)) == len(set(batch.prompts_B.tolist()))
 
 
+def test_held_out_environments_measure_the_judge_and_teach_it_nothing(tiny_tokenizer: Any) -> None:
+    judging = critic(tiny_tokenizer, held_out=["math"], replay=0.0)
+    for iteration in (1, 2):
+        ranked = judging.rank([solved(0), written(0)], iteration)
+        assert ranked.metrics["critic/fresh_pairs"] == 2, "fresh for good"
+        assert ranked.metrics["critic/pairs/math/verified"] == 2 * iteration
+        assert judging.texts(iteration, 0) is None
+
+
 def test_random_labels_stay_with_their_pair(tiny_tokenizer: Any) -> None:
     true, tossed = (critic(tiny_tokenizer, labels=labels, replay=0.0) for labels in ("verified", "random"))
     for one in (true, tossed):

@@ -151,6 +151,7 @@ def test_keys_without_effect_are_refused() -> None:
     assert "belongs to bradley_terry" in problem("critic.enabled=true", "critic.tournament.prior=2")
     assert "nothing to learn" in problem("critic.enabled=true", "critic.label=0")
     assert "nothing to learn from" in problem("critic.enabled=true", "critic.pairs=0", "critic.replay=0")
+    assert "critic.held_out: there is no env maths" in problem("critic.enabled=true", "critic.held_out=[maths]")
     override = "envs.m.budget.mode=override"
     assert "envs.m.budget.penalty is 0.5: it has no effect" in problem(override, "envs.m.budget.penalty=0.5")
     assert recipe_files.resolve(Recipe, ENVS, [override]).envs["m"].budget.mode == "override"

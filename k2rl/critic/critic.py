@@ -131,11 +131,12 @@ class Critic:
         asked, unreadable = self.judge.asked, self.judge.unreadable
         words = {name: self._words(None, name, iteration) for name in self.envs}
         found = verified_pairs(groups, words, self.config.pairs, self.seed, iteration)
-        fresh = {hashed: p for p in found if (hashed := content_hash(p.task, p.better, p.worse)) not in self._trained}
+        fresh = {hashed: p for p in found if (hashed := _hash(p)) not in self._trained}
         degraded = [pair for group in groups for pair in self._degraded(group, iteration)]
         self._measure([*fresh.values(), *degraded], iteration)
-        self.window.add(iteration, found)
-        self._trained |= fresh.keys()
+        learned = [pair for pair in found if pair.env not in self.config.held_out]
+        self.window.add(iteration, learned)
+        self._trained |= {_hash(pair) for pair in learned}
         gates = self.trust.gates(iteration, [n for n, env in self.envs.items() if env.open_ended])
         alarms = tuple(gate.alarm for gate in gates.values() if gate.alarm and self.config.gate)
         # What is pending in another environment has no gate, and is no verdict for scoring either.
@@ -332,6 +333,10 @@ def _figures(report: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
             if all(own[name] is not None for own in verified):
                 found[f"critic/{name}"] = sum(own["pairs"] * own[name] for own in verified) / pairs
     return found
+
+
+def _hash(pair: Pair) -> str:
+    return content_hash(pair.task, pair.better, pair.worse)
 
 
 def _pending(rollout: Rollout) -> bool:
