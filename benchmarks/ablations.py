@@ -192,13 +192,15 @@ def policies(rows: Sequence[Row], arms: Sequence[str], against: str) -> str:
 
 
 def judged_at_the_end(rows: Sequence[Row], arms: Sequence[str]) -> str:
-    """Each arm's judge at the end of the run less nano, which judges in `frozen`, on the same pairs."""
-    names = {"accuracy": "right", "order_agreement": "agreement", "ece": "ECE"}
-    lines = [("arm", "seeds", *(f"{source} {name}" for source in SOURCES for name in names.values()))]
+    """Each arm's judge at the end of the run less nano, which judges in `frozen`, on the same pairs: how many it has
+    right, of all verified ones also how often both orders agree, and the ECE."""
+    columns = {"verified": ("verified", "accuracy"), "agreement": ("verified", "order_agreement")}
+    columns |= {"ECE": ("verified", "ece")} | {source: (source, "accuracy") for source in (*VERIFIED, *SOURCES[1:])}
+    lines = [("arm", "seeds", *columns)]
     for arm in arms:
         own = [r["judge"] for r in rows if r["arm"] == arm]
         if own:
-            gaps = [[j["end"][source][m] - j["start"][source][m] for j in own] for source in SOURCES for m in names]
+            gaps = [[j["end"][source][m] - j["start"][source][m] for j in own] for source, m in columns.values()]
             lines.append((arm, str(len(own)), *(points(values) for values in gaps)))
     return markdown(lines)
 
@@ -248,10 +250,11 @@ def main() -> None:
     jobs += [(arm, seed) for seed in islice(seeds, few) for arm in (*list(CRITIC)[4:], *REST)]
     rows = collect(args, __file__, run_arm, jobs)
     arms = list(CRITIC | REST)
+    learned = [arm for arm in CRITIC if arm not in ("frozen", "none")]
     for title, table in {
         "Policies: the end of a run less nano, points": policies(rows, arms, "start"),
-        "Policies: less `base`, points": policies(rows, ["start", *arms], "base"),
-        "Judges: the end less nano, points": judged_at_the_end(rows, ["start", *CRITIC]),
+        "Policies: less `none`, points": policies(rows, arms, "none"),
+        "Judges: the end less nano, points": judged_at_the_end(rows, learned),
         "Gates": gates(rows, arms),
     }.items():
         print(f"\n## {title}\n\n{table}")
