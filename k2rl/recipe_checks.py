@@ -224,7 +224,11 @@ def _critic_problems(recipe: Recipe) -> list[str]:
         found.append(f"critic.replay is {critic.replay}: it is a share in [0, 1]")
     for name in critic.held_out:
         if name not in recipe.envs:
-            found.append(f"critic.held_out: there is no env {name}; there are {', '.join(recipe.envs)}")
+            others = [other for other in critic.held_out if other in recipe.envs]
+            found.append(
+                f"critic.held_out: there is no env {name}; there are {', '.join(recipe.envs)}; without it: "
+                f"critic.held_out=[{','.join(others)}]"
+            )
     if critic.recalibrate == "joint" and critic.weights == "copy":
         found.append(
             "critic.recalibrate=joint has no effect on critic.weights=copy: take step or none, or weights=shared"
