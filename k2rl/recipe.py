@@ -147,15 +147,15 @@ class CriticConfig:
     are judged by beside those of each open-ended env and task. `reasoning_tokens` above 0 lets the judge argue before
     its verdict, instead of reading off the log-probs of two labels. `degradations` of each open-ended group's own
     responses per iteration measure how far the judge can be trusted; with `gate` that weighs the group's advantages.
-    With `reference` a copy of the start's weights judges the verified pairs as well, which shows what recalibration
-    gained, and the gate's guard compares the two on the same pairs.
+    With `reference` a copy of the start's weights judges the same pairs, which shows what recalibration gained, and the
+    gate's guard compares the two on them.
 
     `recalibrate`: `step` (updates of the critic's own after the policy's, with `optim`), `joint` (its loss, times
     `coefficient`, is part of the policy's updates, of which there are none without groups that train), or `none`
     (frozen, if `weights` is copy). An iteration brings at most `pairs` new verified pairs; an update takes `batch` from
-    those of the last `window` iterations, a share `replay` of them corruptions of the open-ended envs' gold responses,
-    as in SFT. Verified pairs of the envs `held_out` measure the judge and teach it nothing. `label` weighs the token of
-    a verdict, `text` each token of the better response where it comes first.
+    those of the last `window` iterations, a share `replay` of them corruptions of gold responses, as in SFT, of the
+    envs that are open-ended or `held_out`: the latter's verified pairs measure the judge and teach it nothing. `label`
+    weighs the token of a verdict, `text` each token of the better response where it comes first.
     `labels`: `verified`, or `random` (a control).
     """
 

@@ -182,6 +182,13 @@ def test_held_out_environments_measure_the_judge_and_teach_it_nothing(tiny_token
         assert judging.texts(iteration, 0) is None
 
 
+def test_what_sft_taught_is_remembered_where_no_verified_pairs_teach(tiny_tokenizer: Any) -> None:
+    assert set(critic(tiny_tokenizer).pools) == {"writing"}
+    held = critic(tiny_tokenizer, held_out=["math"], replay=0.5, batch=8)
+    remembered = held._remembered(8, 1, 0)
+    assert [pair.env for pair in remembered] == ["math", "writing"] * 4
+
+
 def test_random_labels_stay_with_their_pair(tiny_tokenizer: Any) -> None:
     true, tossed = (critic(tiny_tokenizer, labels=labels, replay=0.0) for labels in ("verified", "random"))
     for one in (true, tossed):

@@ -312,3 +312,42 @@ def test_with_the_start_on_the_same_pairs_harder_pairs_close_nothing() -> None:
     gain = trust.report()["math/verified"]["gain"]
     assert gain == pytest.approx(-0.3, abs=0.1)
     assert trust.report()["writing/degradation"]["gain"] is None
+
+
+def test_a_judge_that_forgets_its_environment_is_shut_out_of_that_one() -> None:
+    """Right in 0.9 of one environment's pairs as its start is, then in 0.75, then in 0.9 again: still far above a coin,
+    and worse than it was."""
+    draws, trust, gates = np.random.default_rng(2), Trust(Config(window=4)), []
+    for i in range(1, 41):
+        for env in ("writing", "open"):
+            for n in range(36):
+                start = float(draws.random() < 0.9)
+                lost = env == "writing" and 12 < i <= 24 and draws.random() < 0.2
+                pair = judged(0.0 if lost else start, f"{i} {n // 3}", "drop", env)
+                trust.add(i, [JudgedPair(pair.pair, pair.judgement, Judgement(start, start))])
+        gates.append(trust.gates(i, ["writing", "open"]))
+    reasons = [gate["writing"].reason for gate in gates]
+    assert set(reasons[3:12]) == {"open"}
+    assert set(reasons[15:24]) == {"guard_forgetting"}
+    assert set(reasons[28:]) == {"open"}
+    assert {gate["open"].reason for gate in gates[3:]} == {"open"}
+    assert sum(gate["writing"].alarm is not None for gate in gates) == 1
+    assert "guard_forgetting (accuracy surely above 0." in next(
+        str(g["writing"].alarm) for g in gates[3:] if g["writing"].alarm
+    )
+
+
+def test_what_has_closed_a_gate_goes_through_a_checkpoint() -> None:
+    """Worse by so little that it would not have closed an open gate: the one that goes on keeps it shut."""
+    trust = Trust(Config(window=1))
+
+    def day(i: int, lost: int, trusts: list[Trust]) -> list[str]:
+        pairs = [judged(0.1 if n < lost else 0.9, f"{i} {n}", "drop") for n in range(60)]
+        for one in trusts:
+            one.add(i, [JudgedPair(p.pair, p.judgement, Judgement(0.9, 0.9)) for p in pairs])
+        return [one.gates(i, ["writing"])["writing"].reason for one in trusts]
+
+    assert day(1, 20, [trust]) == ["guard_forgetting"]
+    again = Trust(Config(window=1))
+    again.restore(json.loads(json.dumps(trust.state())))
+    assert day(2, 1, [trust, again, Trust(Config(window=1))]) == ["guard_forgetting", "guard_forgetting", "open"]

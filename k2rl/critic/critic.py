@@ -99,7 +99,7 @@ class Critic:
         pools: their training tasks: what gold responses and their corruptions are made of.
         judge: who compares.
         learner: what updates the judge; None for a frozen one, and where the policy's own updates carry its texts.
-        reference: the judge as it was at the start, to compare with on verified pairs.
+        reference: the judge as it was at the start, to compare with on the same pairs.
     """
 
     def __init__(
@@ -119,8 +119,9 @@ class Critic:
         self._trained: set[str] = set()
         """Hashes of the verified pairs it has had in its window."""
         spoilt = {name: tasks for name, tasks in pools.items() if type(envs[name]).corrupt is not Env.corrupt}
-        # Open-ended environments have no verified pairs to keep what SFT taught there.
-        self.pools = {name: tasks for name, tasks in spoilt.items() if envs[name].open_ended} or spoilt
+        # No verified pairs keep there what SFT taught.
+        alone = {name for name, env in envs.items() if env.open_ended} | set(config.held_out)
+        self.pools = {name: tasks for name, tasks in spoilt.items() if name in alone} or spoilt
         self.trust = Trust(config.trust, seed)
         self.window = Window(config.window)
 
@@ -166,9 +167,7 @@ class Critic:
         asked = [pairs.comparison(p, better_first=True) for p in fresh]
         judged, before = self.judge.judge(asked), list[Judgement | None]([None] * len(asked))
         if self.reference is not None:
-            verified = [i for i, p in enumerate(fresh) if p.kind == "verified"]
-            for i, judgement in zip(verified, self.reference.judge([asked[i] for i in verified]), strict=True):
-                before[i] = judgement
+            before = self.reference.judge(asked)
         known = [JudgedPair(p, j, b) for p, j, b in zip(fresh, judged, before, strict=True) if j is not None]
         self.trust.add(iteration, known, [self._formed(judged.pair) for judged in known])
 

@@ -17,8 +17,9 @@ but without the corruption either would be as likely to be better, so what excee
 
 Verified pairs are the guard: significantly below the judge's own start or below chance there closes every gate. Where
 the judge of the start is asked about the same pairs, the two are compared on them; else with how the start did on the
-first pairs, which may have been easier. What the guard has closed stays closed until the judge is no worse at all. Too
-few pairs or tasks: closed. A guard with too few verified pairs says nothing.
+first pairs, which may have been easier. Where it is asked about an environment's degradation pairs too, it guards that
+gate by them: a judge that forgets is seen first where it is surest. What a guard has closed stays closed until the
+judge is no worse at all. Too few pairs or tasks: closed. A guard with too few pairs says nothing.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Config:
         ramp: the weight is 1 where the bound is so far above the best trivial rule.
         confidence: of the one-sided bound that opens a gate. At 0.995 a coin opens one in less than one of a hundred
             windows, also a coin that is of one mind on each task.
-        guard_confidence: with which verified accuracy must have fallen.
-        guard_drop: the guard closes where verified accuracy is significantly more than this below its start.
+        guard_confidence: with which accuracy must have fallen.
+        guard_drop: a guard closes where accuracy is significantly more than this below the judge's start.
         resamples: of the bootstrap behind the reported interval; no gate depends on it.
     """
 
@@ -88,7 +89,7 @@ class Config:
 class Gate:
     """One environment's weight, and why.
 
-    `reason`: `open`; `too_few_pairs`, `too_few_tasks`; `guard_below_start`, `guard_below_chance`;
+    `reason`: `open`; `too_few_pairs`, `too_few_tasks`; `guard_below_start`, `guard_below_chance`, `guard_forgetting`;
     `no_better_than_chance`, `no_better_than_longer`, `no_better_than_shorter`, `no_better_than_format`. `bound` is the
     lower bound of the accuracy, `baseline` what it has to exceed, both None where there are no pairs. `alarm` is a line
     for the user where an open gate has just closed.
@@ -149,6 +150,8 @@ class Trust:
         self._open: set[str] = set()
         self._guarded = False
         """Whether the guard has closed the gates."""
+        self._forgetting: set[str] = set()
+        """Environments whose own pairs have closed their gate."""
 
     def add(
         self,
@@ -187,7 +190,8 @@ class Trust:
         guard = self._guard(iteration)
         gates = {}
         for env in envs:
-            gate = self._gate([row for row in self._rows if row.env == env], guard)
+            rows = [row for row in self._rows if row.env == env]
+            gate = self._gate(rows, guard or self._forgets(env, rows))
             if gate.weight == 0 and env in self._open:
                 alarm = f"critic: iteration {iteration}: the gate of {env} has closed: {gate.reason}"
                 if gate.bound is not None:
@@ -226,6 +230,7 @@ class Trust:
             "start": {env: asdict(share) for env, share in self._start.items()},
             "open": sorted(self._open),
             "guarded": self._guarded,
+            "forgetting": sorted(self._forgetting),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -234,6 +239,7 @@ class Trust:
         self._start = {env: Share(**share) for env, share in state["start"].items()}
         self._open = set(state["open"])
         self._guarded = state["guarded"]
+        self._forgetting = set(state["forgetting"])
 
     # --- the gate ----------------------------------------------------------------------------------------------
 
@@ -267,8 +273,7 @@ class Trust:
         everything = [row for rows in by_env.values() for row in rows]
         if self._too_few(everything):
             return None
-        # Closed, it opens when the judge is no worse at all; or chance would open it every few iterations.
-        confidence = 0.5 if self._guarded else self._config.guard_confidence
+        confidence = self._confidence(self._guarded)
         compared = [row for row in everything if row.reference is not None]
         since = {env: _share(rows) for env, rows in by_env.items() if env in self._start}
         reason = None
@@ -278,6 +283,19 @@ class Trust:
             reason = "guard_below_chance"
         self._guarded = reason is not None
         return reason
+
+    def _forgets(self, env: str, rows: Sequence[_Row]) -> str | None:
+        """Whether the judge has become worse on an environment's degradation pairs, near and apart."""
+        compared = [row for row in rows if not row.verified and row.reference is not None]
+        if self._too_few(compared):
+            return None
+        worse = self._worse(compared, self._confidence(env in self._forgetting))
+        self._forgetting = self._forgetting | {env} if worse else self._forgetting - {env}
+        return "guard_forgetting" if worse else None
+
+    def _confidence(self, closed: bool) -> float:
+        """Closed, a guard opens when the judge is no worse at all; or chance would open it every few iterations."""
+        return 0.5 if closed else self._config.guard_confidence
 
     def _worse(self, rows: Sequence[_Row], confidence: float) -> bool:
         """Whether the judge is significantly worse than the one of the start on the same pairs: by the mean difference,
