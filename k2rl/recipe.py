@@ -89,12 +89,14 @@ class RunConfig:
 @dataclass
 class RolloutConfig:
     """`tasks` prompts per iteration, `group_size` responses each; `slots` rows decode at once; `workers` threads
-    step the environments. `pause_share` below 1 stops an iteration's rollouts once that share is done and
-    resumes the rest first in the next one."""
+    step the environments. `engine`: torch (the policy's own module), or vllm (a process of its own, which is sent the
+    weights after each update; `engine_args` are further ones of vLLM's EngineArgs). `pause_share` below 1 stops an
+    iteration's rollouts once that share is done and resumes the rest first in the next one."""
 
     tasks: int = 16
     group_size: int = 16
     engine: str = "torch"
+    engine_args: dict[str, Any] = field(default_factory=dict)
     slots: int = 256
     workers: int = 2
     pause_share: float = 1.0

@@ -173,7 +173,9 @@ def _train_problems(recipe: Recipe) -> list[str]:
             "ptx.weight.start": (recipe.ptx.weight.start, 0),
         }
     )
-    found += _one_of("rollout.engine", rollout.engine, ["torch"])
+    found += _one_of("rollout.engine", rollout.engine, ["torch", "vllm"])
+    if rollout.engine_args and rollout.engine != "vllm":
+        found.append("rollout.engine_args has no effect with rollout.engine=torch: leave it out, or set it to vllm")
     found += _one_of("trainer.backend", trainer.backend, ["torch"])
     found += _one_of("cluster.address", recipe.cluster.address, ["none"])
     found += _objective_problems(recipe.objective)

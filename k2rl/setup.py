@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from k2rl.envpool import EnvPool
 from k2rl.errors import UserError
 from k2rl.eval_policy import sampled_and_greedy
 from k2rl.losses import Objective, objective
-from k2rl.models import Policy, checkpoint_layers, load_policy, save_policy
+from k2rl.models import Policy, checkpoint_layers, load_policy, place, save_policy
 from k2rl.progress import console
 from k2rl.protocols import Sampler
 from k2rl.recipe import EnvSpec, Recipe
 from k2rl.rollout import RolloutDriver, multi_turn
 from k2rl.samplers.torch_sampler import TorchSampler
+from k2rl.sync import Sync
 from k2rl.trainers.torch_trainer import TorchTrainer
 from k2rl.types import SCHEMA_VERSION, Task
 
@@ -41,6 +43,7 @@ class Parts:
     objective: Objective
     trainer: TorchTrainer
     sampler: Sampler
+    sync: Sync
     driver: RolloutDriver
     curriculum: Curriculum
     ptx: Stream | None
@@ -121,15 +124,17 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     left_out = {n: len(train_tasks[n]) - len(own) for n, own in in_band.items() if recipe.envs[n].pass_rate is not None}
     train_tasks = in_band
     _warn_of_memory(recipe, policy, envs, train_tasks)
-    sampler = TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots, shared=True)
-    trainer = recipe.trainer
+    limits = (recipe.trainer.micro_batch_tokens, recipe.trainer.micro_batch_workers)
+    trainer = TorchTrainer(policy.model, goal, recipe.optim, *limits)
+    sampler = sampler_of(recipe, policy, trainer)
     return Parts(
         recipe,
         policy,
         envs,
         goal,
-        TorchTrainer(policy.model, goal, recipe.optim, trainer.micro_batch_tokens, trainer.micro_batch_workers),
+        trainer,
         sampler,
+        Sync(policy, trainer, sampler, recipe.seed),
         RolloutDriver(
             envs,
             sampler,
@@ -145,6 +150,27 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
         critic_of(recipe, envs, policy, judging, sampler, train_tasks),
         test_tasks,
     )
+
+
+def sampler_of(recipe: Recipe, policy: Policy, trainer: TorchTrainer) -> Sampler:
+    """Who generates: the policy's own module here, or vLLM in a process of its own."""
+    if recipe.rollout.engine == "torch":
+        return TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots, shared=True)
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("rollout.engine=vllm: vLLM is not installed; pip install 'k2rl[vllm]' (docs/engines.md)")
+    from k2rl.engines.vllm_engine import EngineConfig
+    from k2rl.samplers.vllm_sampler import VllmSampler
+
+    config = EngineConfig(
+        path=place(recipe.model),
+        dtype=str(policy.model.dtype).removeprefix("torch."),
+        context=policy.context,
+        slots=recipe.rollout.slots,
+        seed=recipe.seed,
+        trust_remote_code=recipe.model.trust_remote_code,
+        options=recipe.rollout.engine_args,
+    )
+    return VllmSampler(config, [name for name, _ in trainer.named_tensors()])
 
 
 def check_environments(recipe: Recipe, envs: EnvPool) -> None:

@@ -1,0 +1,44 @@
+"""Engines with a bug planted, to be found by the proof that weights arrived: run as the engine's process by test_vllm.
+
+Which bug is told by the environment variable PLANTED.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from k2rl.engines.process import main
+from k2rl.engines.shared_memory import Bucket
+from k2rl.engines.vllm_engine import Engine
+from k2rl.protocols import Request
+
+
+class Planted(Engine):
+    def __init__(self, config: Any) -> None:
+        self.bug = os.environ["PLANTED"]
+        super().__init__(config)
+        if self.bug == "stale cache":
+            self._engine.reset_prefix_cache = lambda *args: True
+
+    def load(self, bucket: Bucket) -> None:
+        if self.bug == "one tensor is dropped":
+            kept = tuple(e for e in bucket.entries if e.name != "model.layers.1.mlp.down_proj.weight")
+            bucket = replace(bucket, entries=kept)
+        super().load(bucket)
+
+    def finish_update(self, version: int) -> None:
+        super().finish_update(version)
+        if self.bug == "version is not taken over":
+            self.version = 0
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        if self.bug == "wrong temperature":
+            requests = [replace(r, temperature=1.0) for r in requests]
+        super().submit(requests)
+
+
+if __name__ == "__main__":
+    main(Planted)

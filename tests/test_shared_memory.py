@@ -1,0 +1,71 @@
+"""Weights through a block of shared memory: all of them, as they were, whatever fits at a time."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from k2rl.engines.shared_memory import Inbox, Outbox
+from k2rl.errors import RunError
+
+pytestmark = pytest.mark.cluster
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    made = {f"layer.{n}": torch.randn(3, 7 + n, generator=draw) for n in range(5)}
+    return made | {
+        "half": torch.randn(9, generator=draw).bfloat16(),
+        "none": torch.empty(0, 4),
+        "one": torch.tensor(3.0),
+    }
+
+
+@pytest.mark.parametrize("size", [1, 128, 1 << 20])
+def test_every_tensor_arrives_as_it_was(size: int) -> None:
+    sent, inbox, buckets = tensors(), Inbox(), 0
+    with Outbox(size) as outbox:
+        found = dict[str, torch.Tensor]()
+        for bucket in outbox.fill(sent.items()):
+            buckets += 1
+            found |= {name: tensor.clone() for name, tensor in inbox.read(bucket)}
+        inbox.close()
+    assert found.keys() == sent.keys()
+    for name, tensor in sent.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    assert (buckets == 1) == (size == 1 << 20)
+
+
+def test_another_process_reads_it_and_nothing_stays_behind() -> None:
+    read = """
+import pickle, sys
+from k2rl.engines.shared_memory import Inbox
+inbox = Inbox()
+print({name: round(float(tensor.float().sum()), 4) for name, tensor in inbox.read(pickle.load(sys.stdin.buffer))})
+inbox.close()
+"""
+
+    sent = tensors()
+    before = set(os.listdir("/dev/shm"))
+    with Outbox(1 << 20) as outbox:
+        (bucket,) = outbox.fill(sent.items())
+        done = subprocess.run([sys.executable, "-c", read], input=pickle.dumps(bucket), capture_output=True, check=True)
+        again = subprocess.run(
+            [sys.executable, "-c", read], input=pickle.dumps(bucket), capture_output=True, check=True
+        )
+    assert eval(done.stdout) == {name: round(float(tensor.float().sum()), 4) for name, tensor in sent.items()}
+    assert again.stdout == done.stdout, "the first reader's end took nothing away"
+    assert done.stderr == b""
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_more_than_the_shared_memory_that_is_left_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("k2rl.engines.shared_memory._left", lambda: 1024)
+    with Outbox(1 << 30) as outbox:
+        assert len(list(outbox.fill([("small", torch.zeros(100)), ("too", torch.zeros(80))]))) == 2
+        with pytest.raises(RunError, match="shared memory"):
+            list(outbox.fill([("large", torch.zeros(1000))]))

@@ -1,0 +1,114 @@
+"""The proof that new weights arrived, on samplers that are wrong in one way each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from k2rl.errors import RunError
+from k2rl.models import Policy, load_policy
+from k2rl.protocols import Request
+from k2rl.recipe import ModelConfig
+from k2rl.samplers.torch_sampler import TorchSampler
+from k2rl.sync import Sync
+
+pytestmark = pytest.mark.cluster
+
+
+class Weights:
+    """A trainer, as far as weights go."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def named_tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
+        return self.model.named_parameters()  # type: ignore[no-any-return]
+
+    def update(self) -> None:
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(0.03 * parameter.std() * torch.randn_like(parameter))
+
+
+def nano() -> Policy:
+    torch.manual_seed(0)
+    return load_policy(ModelConfig(path="nano"))
+
+
+def synced(kind: type[TorchSampler]) -> tuple[Sync, Weights]:
+    policy = nano()
+    trainer, sampler = Weights(policy.model), kind(copy.deepcopy(policy.model), policy.chat.pad_id)
+    return Sync(policy, trainer, sampler, seed=0), trainer  # type: ignore[arg-type]
+
+
+def updates(sync: Sync, trainer: Weights) -> None:
+    for version in range(3):
+        sync(version)
+        trainer.update()
+
+
+def test_weights_that_arrive() -> None:
+    sync, trainer = synced(TorchSampler)
+    for version in range(3):
+        metrics = sync(version)
+        assert metrics["sync/gap"] < 1e-4
+        assert metrics.keys() == {"sync/gap", "time/sync_publish", "time/sync_proof"}
+        assert sync.sampler.version == version
+        trainer.update()
+
+
+def test_a_sampler_of_the_trainers_own_module_has_nothing_to_prove() -> None:
+    policy = nano()
+    sampler = TorchSampler(policy.model, policy.chat.pad_id, shared=True)
+    assert Sync(policy, Weights(policy.model), sampler, seed=0)(5) == {}  # type: ignore[arg-type]
+    assert sampler.version == 5
+
+
+class Dropping(TorchSampler):
+    def publish(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        super().publish(((n, t) for n, t in named_tensors if "layers.2.self_attn.v_proj" not in n), version)
+
+
+class AtOne(TorchSampler):
+    def submit(self, requests: Sequence[Request]) -> None:
+        super().submit([replace(r, temperature=1.0) for r in requests])
+
+
+class Remembering(TorchSampler):
+    """Answers again what it answered before, as a cache that nobody reset."""
+
+    def score_labels(self, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> Any:
+        if not hasattr(self, "known"):
+            self.known = super().score_labels(prompts, label_ids)
+        return self.known
+
+
+class Forgetful(TorchSampler):
+    def publish(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        super().publish(named_tensors, max(version - 1, 0))
+
+
+class Undefined(TorchSampler):
+    def score_labels(self, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> Any:
+        return super().score_labels(prompts, label_ids) * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (Dropping, "did not arrive"),
+        (AtOne, "sampled at temperature 0.5"),
+        (Remembering, "after a known prompt"),
+        (Forgetful, "the sampler says 0"),
+        (Undefined, "nan"),
+    ],
+)
+def test_what_is_wrong_is_found(kind: type[TorchSampler], told: str) -> None:
+    sync, trainer = synced(kind)
+    with pytest.raises(RunError, match=told):
+        updates(sync, trainer)
