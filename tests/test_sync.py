@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from k2rl.errors import RunError
+from k2rl.errors import RunError, UserError
 from k2rl.models import Policy, load_policy
 from k2rl.protocols import Request
-from k2rl.recipe import ModelConfig
+from k2rl.recipe import ModelConfig, Recipe
+from k2rl.recipe_files import load
 from k2rl.samplers.torch_sampler import TorchSampler
+from k2rl.setup import sampler_of
 from k2rl.sync import Sync
 
 pytestmark = pytest.mark.cluster
@@ -112,3 +114,10 @@ def test_what_is_wrong_is_found(kind: type[TorchSampler], told: str) -> None:
     sync, trainer = synced(kind)
     with pytest.raises(RunError, match=told):
         updates(sync, trainer)
+
+
+def test_an_engine_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    policy, recipe = nano(), load(Recipe, "quickstart", ["rollout.engine=vllm"])
+    with pytest.raises(UserError, match=r"vLLM is not installed; pip install 'k2rl\[vllm\]'"):
+        sampler_of(recipe, policy, Weights(policy.model))  # type: ignore[arg-type]

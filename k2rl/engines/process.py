@@ -48,8 +48,12 @@ class EngineProcess:
             )
         self._line = Connection(mine.detach())
         self._done: list[Completion] = []
-        self._line.send(config)
-        self._answer()
+        try:
+            self._line.send(config)
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def tell(self, name: str, *arguments: Any) -> None:
         """Send what has no answer."""
