@@ -93,7 +93,8 @@ def run_arm(arm: str, seed: int, args: Namespace) -> Row:
     envs = measure(recipe, specs, model, seed, args.tasks)
     envs["writing"] = writing_oracle.evaluate(model, args.tasks, seed)
     return row(arm, seed, wall, envs, args.overrides) | {
-        "judge": judges(model, folder, start, seed, args),
+        # Who judges in an arm of the rest is nano, as in `frozen`.
+        "judge": {} if arm in REST else judges(model, folder, start, seed, args),
         "gate": told,
     }
 
