@@ -76,7 +76,9 @@ class Sampler(Protocol):
         """Work a little and return what has finished since the last call, possibly nothing."""
 
     def abort(self, ids: Iterable[str] | None = None) -> list[Completion]:
-        """Stop requests (None: all) and return their unfinished samples as partials, also empty ones."""
+        """Stop requests (None: all) and return their unfinished samples as partials, also empty ones.
+
+        Where the engine works on its own, samples that have finished by then are among what is returned."""
 
     def score_labels(self, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:
         """Log-probs at T = 1, over the full vocabulary, of each label as the next token: shape (P, N)."""

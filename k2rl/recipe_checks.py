@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from k2rl import budget
+from k2rl.engines.vllm_plugin import OWN, TEMPERATURES
 from k2rl.errors import UserError
 from k2rl.schedules import Schedule
 
@@ -176,6 +177,13 @@ def _train_problems(recipe: Recipe) -> list[str]:
     found += _one_of("rollout.engine", rollout.engine, ["torch", "vllm"])
     if rollout.engine_args and rollout.engine != "vllm":
         found.append("rollout.engine_args has no effect with rollout.engine=torch: leave it out, or set it to vllm")
+    if own := sorted(OWN & set(rollout.engine_args)):
+        found.append(f"rollout.engine_args.{own[0]} is k2rl's to set: leave it out")
+    if rollout.engine == "vllm":
+        heats = [recipe.temperature, *(s.temperature for s in recipe.envs.values() if s.temperature is not None)]
+        ends = [end for heat in heats for end in (heat.start, heat.end) if end is not None]
+        if not TEMPERATURES[0] <= min(ends) <= max(ends) <= TEMPERATURES[1]:
+            found.append(f"temperature: vLLM samples between {TEMPERATURES[0]} and {TEMPERATURES[1]:g}")
     found += _one_of("trainer.backend", trainer.backend, ["torch"])
     found += _one_of("cluster.address", recipe.cluster.address, ["none"])
     found += _objective_problems(recipe.objective)

@@ -127,6 +127,10 @@ class RolloutDriver:
         completions = self.sampler.poll()
         if completions:
             self._generation.touch()
+        self._sort(completions)
+
+    def _sort(self, completions: Sequence[Completion]) -> None:
+        """What becomes of samples, by how they ended; those that were interrupted wait."""
         acting = []
         for completion in completions:
             trajectory = self._take(completion)
@@ -134,7 +138,7 @@ class RolloutDriver:
                 self._end(trajectory, End.BUDGET, Verdict.malformed(f"cut at its budget of {trajectory.limit} tokens"))
             elif completion.finish == "repeat":
                 self._end(trajectory, End.REPEAT, Verdict.malformed("ended because it repeated itself"))
-            else:
+            elif completion.finish == "stop":
                 acting.append(trajectory)
         self._act(acting)
 
@@ -282,12 +286,12 @@ class RolloutDriver:
 
     def _pause(self) -> None:
         """Stop generating: what was said so far stays, as a segment of its own."""
-        while self._env_work:
+        # A remote sampler's may have finished before it heard of the pause: their environments answer first.
+        while self._env_work or self._by_request:
             waiting, self._env_work = self._env_work, []
             for work in waiting:
                 self._finish(work)
-        for completion in self.sampler.abort():
-            self._take(completion)
+            self._sort(self.sampler.abort())
 
     def state(self) -> list[dict[str, Any]]:
         """The unfinished groups as JSON."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,29 +128,33 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     limits = (recipe.trainer.micro_batch_tokens, recipe.trainer.micro_batch_workers)
     trainer = TorchTrainer(policy.model, goal, recipe.optim, *limits)
     sampler = sampler_of(recipe, policy, trainer)
-    return Parts(
-        recipe,
-        policy,
-        envs,
-        goal,
-        trainer,
-        sampler,
-        Sync(policy, trainer, sampler, recipe.seed),
-        RolloutDriver(
+    with ExitStack() as undone:
+        undone.callback(sampler.close)
+        parts = Parts(
+            recipe,
+            policy,
             envs,
+            goal,
+            trainer,
             sampler,
-            policy.chat,
-            seed=recipe.seed,
-            group_size=recipe.rollout.group_size,
-            context=policy.context,
-            pause_share=recipe.rollout.pause_share,
-            estimates=_estimates(recipe, train_tasks, measured),
-        ),
-        Curriculum(train_tasks, recipe.envs, recipe.seed, measured, left_out),
-        _ptx(recipe, envs, policy, train_tasks),
-        critic_of(recipe, envs, policy, judging, sampler, train_tasks),
-        test_tasks,
-    )
+            Sync(policy, trainer, sampler, recipe.seed),
+            RolloutDriver(
+                envs,
+                sampler,
+                policy.chat,
+                seed=recipe.seed,
+                group_size=recipe.rollout.group_size,
+                context=policy.context,
+                pause_share=recipe.rollout.pause_share,
+                estimates=_estimates(recipe, train_tasks, measured),
+            ),
+            Curriculum(train_tasks, recipe.envs, recipe.seed, measured, left_out),
+            _ptx(recipe, envs, policy, train_tasks),
+            critic_of(recipe, envs, policy, judging, sampler, train_tasks),
+            test_tasks,
+        )
+        undone.pop_all()
+    return parts
 
 
 def sampler_of(recipe: Recipe, policy: Policy, trainer: TorchTrainer) -> Sampler:

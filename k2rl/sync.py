@@ -66,7 +66,7 @@ class Sync:
         told = self.sampler.score_labels(self._prompts, self._labels)
         known = [self._logprobs(prompt, [], 1.0)[0, self._labels] for prompt in self._prompts]
         gaps = {"after a known prompt": float(np.abs(told - np.stack(known)).max())}
-        ids, said = self._said()
+        ids, said = self._said(version)
         logprobs_L_V = self._logprobs(self._prompts[-1], ids, _TEMPERATURE)
         gaps[f"of tokens sampled at temperature {_TEMPERATURE:g}"] = float(
             np.abs(logprobs_L_V[np.arange(len(ids)), ids] - said).max()
@@ -81,12 +81,14 @@ class Sync:
             )
         return gaps[worst]
 
-    def _said(self) -> tuple[list[int], NDArray[np.float32]]:
+    def _said(self, version: int) -> tuple[list[int], NDArray[np.float32]]:
         """A few tokens of the sampler's own after the shortest canary, with the log-probs it gives them."""
         prompt = tuple(self._prompts[-1])
         self.sampler.submit([Request("canary", prompt, (self._key,), _SAID, _TEMPERATURE, frozenset())])
         while not (done := self.sampler.poll()):
             pass
+        if done[0].version != version:
+            raise RunError(f"weights of version {version} were published, samples are stamped {done[0].version}")
         return list(done[0].ids), np.asarray(done[0].logprobs, dtype=np.float32)
 
     @torch.no_grad()

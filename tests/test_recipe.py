@@ -152,7 +152,10 @@ def test_keys_without_effect_are_refused() -> None:
     assert "nothing to learn" in problem("critic.enabled=true", "critic.label=0")
     assert "nothing to learn from" in problem("critic.enabled=true", "critic.pairs=0", "critic.replay=0")
     assert "critic.held_out: there is no env maths" in problem("critic.enabled=true", "critic.held_out=[maths]")
-    assert "rollout.engine_args has no effect" in problem("rollout.engine_args={max_num_seqs: 8}")
+    assert "rollout.engine_args has no effect" in problem("rollout.engine_args={block_size: 8}")
+    vllm = "rollout.engine=vllm"
+    assert "max_model_len is k2rl's to set" in problem(vllm, "rollout.engine_args={max_model_len: 8}")
+    assert "vLLM samples between 0.01 and 2" in problem(vllm, "temperature.start=2.5")
     override = "envs.m.budget.mode=override"
     assert "envs.m.budget.penalty is 0.5: it has no effect" in problem(override, "envs.m.budget.penalty=0.5")
     assert recipe_files.resolve(Recipe, ENVS, [override]).envs["m"].budget.mode == "override"

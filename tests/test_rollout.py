@@ -6,7 +6,7 @@ import copy
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -184,6 +184,27 @@ def test_partial_turns_keep_their_segments_and_versions(chat: Chat, tiny_model: 
     assert ids == {(r.task.id, r.k): [i for s in r.segments for i in s.ids] for r in flat(whole)}
     assert any(len({s.version for s in r.segments}) > 1 for r in flat(groups))
     some.close()
+
+
+class Ahead(ScriptedSampler):
+    """Works on its own, as an engine in another process: what it is asked to stop has finished by then."""
+
+    def abort(self, ids: Iterable[str] | None = None) -> list[Completion]:
+        return [c for _ in range(len(self._queue)) for c in self.poll()]
+
+
+@pytest.mark.parametrize("budget", [None, 3])
+def test_samples_that_finish_before_the_pause_is_heard_of_are_finished(chat: Chat, budget: int | None) -> None:
+    spec = EnvSpec(id=f"{ENVS}:TwoTurn", budget=BudgetConfig(tokens=budget))
+    found = []
+    for kind, share in ((ScriptedSampler, 1.0), (Ahead, 0.3)):
+        some = envs(t=spec)
+        rolling = driver(some, kind(doubling(chat), per_poll=1), chat, pause_share=share)
+        groups = rolling.collect(tasks(some, "t", 2), 1, lambda _: 1.0)
+        assert rolling.pending == []
+        found.append([(r.end, r.text, r.verdict) for r in flat(groups)])
+        some.close()
+    assert found[0] == found[1]
 
 
 def test_what_can_be_neither_replayed_nor_restored_starts_anew(chat: Chat) -> None:

@@ -144,6 +144,8 @@ def test_partials_go_on_where_they_stopped(policy: Policy, same: VllmSampler) ->
     assert np.abs(known(policy, partial["a"], 1.0) - partial["a"].logprobs).max() < 1e-3
     with pytest.raises(ValueError, match="under way"):
         same.publish([], 9)
+    with pytest.raises(ValueError, match="under way"):
+        same.score_labels([PROMPT], [1, 2])
     assert [c.request_id for c in same.abort()] == ["b"]
     assert same.poll() == []
 
@@ -191,6 +193,7 @@ def test_it_sleeps_and_wakes_with_published_weights(policy: Policy) -> None:
         ("one tensor is dropped", "did not arrive"),
         ("stale cache", "after a known prompt"),
         ("wrong temperature", "sampled at temperature 0.5"),
+        ("version is not taken over", "samples are stamped 0"),
     ],
 )
 def test_planted_bugs_are_found(bug: str, told: str, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from k2rl import rng
 from k2rl.engines.shared_memory import Bucket
-from k2rl.engines.vllm_plugin import BACKEND, MARK
+from k2rl.engines.vllm_plugin import BACKEND, MARK, PLUGIN
 from k2rl.protocols import Completion, Request
 from k2rl.repetition import circling
 
@@ -31,7 +31,7 @@ class EngineConfig:
 
     `path`: a transformers folder or hub id; `context`: the most tokens of prompt and response; `slots`: samples that
     run at once; `memory_share` of a GPU; `cache_gib` for keys and values on a CPU; `options`: further arguments of
-    vLLM's `EngineArgs`, as they are.
+    vLLM's `EngineArgs`, as they are, none of `OWN`.
     """
 
     path: str
@@ -55,10 +55,11 @@ def prepare(config: EngineConfig) -> None:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_PLUGINS": "k2rl",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    others = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name not in ("", PLUGIN)]
+    os.environ["VLLM_PLUGINS"] = ",".join([*others, PLUGIN])
 
 
 @dataclass
@@ -93,6 +94,8 @@ class Engine:
             "enable_prefix_caching": True,
             "enforce_eager": current_platform.is_cpu(),
             "disable_log_stats": True,
+            # A step that is already planned would run beside new weights, or on memory that was given away.
+            "async_scheduling": False,
             "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
         }
         if current_platform.is_cpu():
@@ -102,7 +105,6 @@ class Engine:
             given |= {"gpu_memory_utilization": config.memory_share, "enable_sleep_mode": True}
         self._engine = LLMEngine.from_engine_args(EngineArgs(**{**given, **(config.options or {})}))
         self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
-        self._context = config.context
         self._samples: dict[str, _Sample] = {}
         self._numbers = 0
         self.version = 0

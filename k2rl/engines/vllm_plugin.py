@@ -9,7 +9,15 @@ from __future__ import annotations
 import os
 
 MARK = "K2RL_ENGINE"
+PLUGIN = "k2rl"
 BACKEND = "k2rl_shared_memory"
+OWN = frozenset(
+    {"model", "dtype", "seed", "max_model_len", "max_num_seqs", "trust_remote_code", "tensor_parallel_size"}
+    | {"skip_tokenizer_init", "logprobs_mode", "weight_transfer_config", "async_scheduling", "enable_prefix_caching"}
+)
+"""Arguments of vLLM's that are k2rl's to set: others would be wrong in silence."""
+TEMPERATURES = (0.01, 2.0)
+"""vLLM takes a lower temperature for the lowest, and refuses a higher one."""
 
 
 def register() -> None:

@@ -61,6 +61,8 @@ class VllmSampler:
         return self._counted([*self.engine.completions(0.0), *stopped])
 
     def score_labels(self, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:
+        if self._open:
+            raise ValueError("score_labels while samples are under way: poll them to the end or abort them first")
         if not prompts:
             return np.empty((0, len(label_ids)), dtype=np.float32)
         scores: NDArray[np.float32] = self.engine.ask("score_labels", [list(p) for p in prompts], list(label_ids))
@@ -71,7 +73,7 @@ class VllmSampler:
 
         Raises:
             ValueError: samples are under way.
-            RunError: a tensor is missing, or is none of the policy's; the engine is left without a version then.
+            RunError: a tensor is missing, or is none of the policy's. The engine is of no use then.
         """
         if self._open:
             raise ValueError("publish while samples are under way: poll them to the end or abort them first")
