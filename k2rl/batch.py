@@ -34,8 +34,9 @@ class TextBatch:
 class Batch:
     """One mini-batch: whole groups, and the PTX texts and judged pairs that go with them.
 
-    Shapes: (B, L) tokens, mask, log-probs of the sampling policy, temperatures (1 where no policy token is);
-    (B,) true lengths, the number of the prompt (the same for rows that begin with the same `prompt_lengths_B` tokens),
+    Shapes: (B, L) tokens, mask, log-probs of the sampling policy,
+    temperatures (1 where no policy token is); (B,) true
+    lengths, the number of the prompt (the same for rows that begin with the same `prompt_lengths_B` tokens),
     advantages, coefficients. Right-padded.
     """
 
@@ -125,7 +126,13 @@ T = TypeVar("T", Batch, TextBatch)
 
 
 def micro_batches(batch: T, max_tokens: int, packed: bool = True) -> Iterator[T]:
-    """Slices of at most `max_tokens` tokens (but at least one row), rows of a prompt and of like length together.
+    """The batch in the parts that `slices` makes of it."""
+    for rows in slices(batch, max_tokens, packed):
+        yield take(batch, rows)
+
+
+def slices(batch: Batch | TextBatch, max_tokens: int, packed: bool = True) -> Iterator[torch.Tensor]:
+    """Which rows go together: at most `max_tokens` tokens (but at least one row), rows of a prompt and of like length.
 
     Counted are the tokens of a forward pass: without padding and each prompt once where rows are `packed` (see
     `trainers/packing.py`), else the padded ones.
@@ -137,10 +144,10 @@ def micro_batches(batch: T, max_tokens: int, packed: bool = True) -> Iterator[T]
         fresh = i == start or prompts[i] != prompts[i - 1]
         more = length if fresh else length - shared[i]
         if i > start and (used + more if packed else (i + 1 - start) * lengths[start]) > max_tokens:
-            yield _rows(batch, order[start:i])
+            yield order[start:i]
             start, used, more = i, 0, length
         used += more
-    yield _rows(batch, order[start:])
+    yield order[start:]
 
 
 def _order(batch: Batch | TextBatch) -> torch.Tensor:
@@ -151,7 +158,7 @@ def _order(batch: Batch | TextBatch) -> torch.Tensor:
     return torch.from_numpy(np.lexsort(keys))
 
 
-def _rows(batch: T, rows: torch.Tensor) -> T:
+def take(batch: T, rows: torch.Tensor) -> T:
     """Some rows of a batch, as wide as the longest of them."""
     length = int(batch.lengths_B[rows].max())
     cut: dict[str, object] = {"ptx": None, "critic": None} if isinstance(batch, Batch) else {}

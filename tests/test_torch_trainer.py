@@ -21,7 +21,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from k2rl.batch import Batch, Example, batches, micro_batches, text_batch
+from k2rl.batch import Batch, Example, batches, micro_batches, slices, text_batch
 from k2rl.errors import RunError, UserError
 from k2rl.losses import Objective
 from k2rl.losses.grpo import Grpo
@@ -233,6 +233,23 @@ def test_token_logprobs_equal_a_plain_forward_pass(tiny_model: Any) -> None:
         logits = logits / batch.temperatures_B_L[b, 1:n, None]
         expected = logits.log_softmax(-1).gather(-1, batch.tokens_B_L[b, 1:n, None])[:, 0] * batch.mask_B_L[b, 1:n]
         torch.testing.assert_close(found[b, 1:n], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("micro_tokens", [1, 40, 100_000])
+def test_log_probs_come_row_by_row_from_any_split(tiny_model: Any, micro_tokens: int, packed: bool) -> None:
+    batch = shared_batch()
+    trainer = TorchTrainer(tiny_model, K2(), OptimConfig(), micro_tokens)
+    trainer.token_logprobs.packed = packed
+    order = torch.cat(list(slices(batch, micro_tokens, packed)))
+    assert order.tolist() != sorted(order.tolist()) == list(range(9))
+    found = trainer.log_probs(batch)
+    assert [len(row) for row in found] == [int(n) for n in batch.mask_B_L.sum(-1)]
+    with torch.no_grad():
+        expected_B_L = TokenLogProbs(tiny_model)(batch)
+    for row, expected_L, mask_L in zip(found, expected_B_L, batch.mask_B_L.bool(), strict=True):
+        assert row.dtype == np.float32
+        np.testing.assert_allclose(row, expected_L[mask_L].numpy(), atol=1e-5)
 
 
 def test_ptx_is_normalised_on_its_own(tiny_model: Any) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from k2rl.batch import Batch, TextBatch, micro_batches
+from k2rl.batch import Batch, TextBatch, micro_batches, slices, take
 from k2rl.errors import UserError
 from k2rl.lora import full_weights
 from k2rl.losses import LossInputs, Objective
@@ -77,9 +77,13 @@ class TorchTrainer:
 
     @torch.no_grad()
     def log_probs(self, batch: Batch) -> list[NDArray[np.float32]]:
-        logprobs = self.token_logprobs(batch)
-        mask = batch.mask_B_L.bool().to(logprobs.device)
-        return [row[keep].float().cpu().numpy() for row, keep in zip(logprobs, mask, strict=True)]
+        found: dict[int, NDArray[np.float32]] = {}
+        for rows in slices(batch, self.micro_batch_tokens, self.token_logprobs.packed):
+            part = take(batch, rows)
+            logprobs = self.token_logprobs(part).float().cpu()
+            for row, values, said in zip(rows.tolist(), logprobs, part.mask_B_L.bool(), strict=True):
+                found[row] = values[said].numpy()
+        return [found[row] for row in range(len(found))]
 
     def named_tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
         """All weights by transformers' names, adapters merged; a tied weight appears once."""
