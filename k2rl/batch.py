@@ -34,8 +34,8 @@ class TextBatch:
 class Batch:
     """One mini-batch: whole groups, and the PTX texts and judged pairs that go with them.
 
-    Shapes: (B, L) tokens, mask, log-probs of the sampling policy,
-    temperatures (1 where no policy token is); (B,) true
+    Shapes: (B, L) tokens, mask, log-probs of the sampling policy (or those that `mismatch.py` put in their place),
+    temperatures (1 where no policy token is), versions of the weights that sampled the policy tokens; (B,) true
     lengths, the number of the prompt (the same for rows that begin with the same `prompt_lengths_B` tokens),
     advantages, coefficients. Right-padded.
     """
@@ -44,6 +44,7 @@ class Batch:
     mask_B_L: torch.Tensor
     old_logprobs_B_L: torch.Tensor
     temperatures_B_L: torch.Tensor
+    versions_B_L: torch.Tensor
     lengths_B: torch.Tensor
     prompts_B: torch.Tensor
     prompt_lengths_B: torch.Tensor
@@ -174,7 +175,7 @@ def _pack(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
     shape = (len(rollouts), max(lengths))
     tokens = np.full(shape, pad_id, dtype=np.int64)
     mask, old = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
-    temperatures = np.ones(shape, dtype=np.float32)
+    temperatures, versions = np.ones(shape, dtype=np.float32), np.zeros(shape, dtype=np.int32)
     prompts: dict[tuple[int, ...], int] = {}
     for b, rollout in enumerate(rollouts):
         prompts.setdefault(rollout.prompt_ids, len(prompts))
@@ -185,7 +186,7 @@ def _pack(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
             tokens[b, at:end] = segment.ids
             if segment.source == "policy":
                 mask[b, at:end], old[b, at:end] = 1.0, segment.logprobs
-                temperatures[b, at:end] = segment.temperature
+                temperatures[b, at:end], versions[b, at:end] = segment.temperature, segment.version
             at = end
     empty = torch.zeros(len(rollouts))
     return Batch(
@@ -193,6 +194,7 @@ def _pack(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
         torch.from_numpy(mask),
         torch.from_numpy(old),
         torch.from_numpy(temperatures),
+        torch.from_numpy(versions),
         torch.tensor(lengths),
         torch.tensor([prompts[r.prompt_ids] for r in rollouts]),
         torch.tensor([len(r.prompt_ids) for r in rollouts]),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from k2rl import checkpoint
+from k2rl import checkpoint, mismatch
 from k2rl.batch import TextBatch, batches, text_batch
 from k2rl.budget import Moment
 from k2rl.critic.critic import Ranked
@@ -61,16 +61,15 @@ class Run:
             texts = [self.ptx_texts(progress) for _ in range(updates)]
             judged = parts.critic.joint(iteration, updates) if parts.critic else []
             lr = recipe.optim.lr.at(progress)
-            stats = [
-                parts.trainer.step(batch, lr=lr)
-                for batch in batches(scored.groups, parts.objective, updates, texts, parts.policy.chat.pad_id, judged)
-            ]
+            sampled = batches(scored.groups, parts.objective, updates, texts, parts.policy.chat.pad_id, judged)
+            mini_batches, gaps = mismatch.measured(sampled, parts.trainer, parts.sampler, recipe.trainer)
+            stats = [parts.trainer.step(batch, lr=lr) for batch in mini_batches]
         with self.clock("critic"):
             learned = parts.critic.step(iteration, progress) if parts.critic else {}
         with self.clock("sync"):
             synced = parts.sync(iteration)
         metrics = {"iteration": iteration, **scored.metrics, **_averages(stats), **parts.curriculum.metrics()}
-        metrics |= {**ranked.metrics, **learned, **synced}
+        metrics |= {**ranked.metrics, **gaps, **learned, **synced}
         metrics["errors/groups_restarted"] = float(len(again))
         metrics |= {f"errors/slow_calls/{env}": float(n) for env, n in parts.envs.watchdog.take_slow().items()}
         tokens = sum(r.policy_tokens for g in groups for r in g.rollouts)

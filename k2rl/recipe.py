@@ -121,13 +121,20 @@ class TrainerConfig:
     """`updates_per_iteration` mini-batches of whole groups with pi_old fixed; `micro_batch_workers` threads share
     their micro-batches on a CPU (null: all threads for a small model, 1 for a large one); `micro_batch_tokens` bounds
     the tokens of one forward and backward pass. `gradient_checkpointing` keeps of each layer only its input for the
-    backward pass: far less memory, a third more time."""
+    backward pass: far less memory, a third more time.
+
+    `correction` of what the sampling engine's log-probs differ from the trainer's own (see `mismatch.py`): `none`, or
+    `truncated`, importance weights of whole responses, at most `correction_cap`. A token counts in the metric
+    `mismatch/over` where they differ by more than `mismatch_bound`. Cap and bound are own choices."""
 
     backend: str = "torch"
     updates_per_iteration: int = 2
     micro_batch_tokens: int = 8192
     micro_batch_workers: int | None = None
     gradient_checkpointing: bool = False
+    correction: str = "none"
+    correction_cap: float = 2.0
+    mismatch_bound: float = 0.1
 
 
 @dataclass

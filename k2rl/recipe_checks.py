@@ -186,7 +186,7 @@ def _train_problems(recipe: Recipe) -> list[str]:
             found.append(f"temperature: vLLM samples between {TEMPERATURES[0]} and {TEMPERATURES[1]:g}")
     found += _one_of("trainer.backend", trainer.backend, ["torch"])
     found += _one_of("cluster.address", recipe.cluster.address, ["none"])
-    found += _objective_problems(recipe.objective)
+    found += _objective_problems(recipe.objective) or _correction_problems(recipe)
     found += _one_of("model.dtype", recipe.model.dtype, ["auto", "float32", "bfloat16"])
     found += _lora_problems(recipe.model.lora)
     found += _temperature_problems("temperature", recipe.temperature)
@@ -289,6 +289,32 @@ def _objective_problems(config: Mapping[str, Any]) -> list[str]:
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _correction_problems(recipe: Recipe) -> list[str]:
+    """Of a recipe whose objective is known to be right."""
+    from k2rl.losses import objective
+
+    trainer, default = recipe.trainer, type(recipe.trainer)()
+    found = _one_of("trainer.correction", trainer.correction, ["none", "truncated"])
+    found += _at_least({"trainer.correction_cap": (trainer.correction_cap, 1)})
+    if not 0 < trainer.mismatch_bound < math.inf:
+        found.append(f"trainer.mismatch_bound is {trainer.mismatch_bound}: it must be above 0")
+    if trainer.correction != "none":
+        if objective(recipe.objective).masks_mismatch:
+            found.append(
+                f"trainer.correction={trainer.correction} would replace the log-probs by which objective.name="
+                f"{recipe.objective['name']} masks tokens: leave it out, or take another objective"
+            )
+        return found
+    if trainer.correction_cap != default.correction_cap:
+        found.append("trainer.correction_cap has no effect without trainer.correction=truncated")
+    if trainer.mismatch_bound != default.mismatch_bound and recipe.rollout.engine == "torch":
+        found.append(
+            "trainer.mismatch_bound has no effect with rollout.engine=torch, whose log-probs are the trainer's own, "
+            "unless trainer.correction=truncated"
+        )
+    return found
 
 
 def _sft_problems(recipe: SftRecipe) -> list[str]:

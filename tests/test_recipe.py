@@ -120,6 +120,9 @@ def test_an_env_without_id() -> None:
         "rollout.engine=tensorrt",
         "trainer.backend=jax",
         "trainer.updates_per_iteration=99",
+        "trainer.correction=clipped",
+        "trainer.correction_cap=0.5",
+        "trainer.mismatch_bound=0",
         "temperature.end=0",
         "temperature.start=nan",
         "optim.lr.start=-1",
@@ -153,7 +156,15 @@ def test_keys_without_effect_are_refused() -> None:
     assert "nothing to learn from" in problem("critic.enabled=true", "critic.pairs=0", "critic.replay=0")
     assert "critic.held_out: there is no env maths" in problem("critic.enabled=true", "critic.held_out=[maths]")
     assert "rollout.engine_args has no effect" in problem("rollout.engine_args={block_size: 8}")
+    assert "trainer.correction_cap has no effect" in problem("trainer.correction_cap=3")
+    assert "trainer.mismatch_bound has no effect" in problem("trainer.mismatch_bound=0.2")
+    truncated, bound = "trainer.correction=truncated", "trainer.mismatch_bound=0.2"
+    assert "objective.name=k2_5 masks tokens" in problem(truncated, "objective.name=k2_5")
+    assert (
+        recipe_files.resolve(Recipe, ENVS, [truncated, bound, "trainer.correction_cap=3"]).trainer.correction_cap == 3
+    )
     vllm = "rollout.engine=vllm"
+    assert recipe_files.resolve(Recipe, ENVS, [vllm, bound]).trainer.mismatch_bound == 0.2
     assert "max_model_len is k2rl's to set" in problem(vllm, "rollout.engine_args={max_model_len: 8}")
     assert "vLLM samples between 0.01 and 2" in problem(vllm, "temperature.start=2.5")
     override = "envs.m.budget.mode=override"

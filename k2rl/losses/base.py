@@ -18,7 +18,7 @@ Lengths = Sequence[Sequence[int]]
 @dataclass(frozen=True)
 class LossInputs:
     """What a loss sees of a (micro-)batch. Positions without a policy token are 0 in `mask_B_L`; the old log-probs are
-    those that the engine recorded as it sampled."""
+    those that the engine recorded as it sampled; with `trainer.correction` the trainer's own as the iteration began."""
 
     logprobs_B_L: torch.Tensor
     old_logprobs_B_L: torch.Tensor
@@ -45,6 +45,12 @@ class Objective(ABC):
     @property
     def drops_even(self) -> bool:
         """Whether groups whose rewards are all equal leave the batch before the coefficients are counted."""
+        return False
+
+    @property
+    def masks_mismatch(self) -> bool:
+        """Whether it deals itself with tokens whose recorded log-prob is not the trainer's: `trainer.correction`, which
+        replaces the recorded ones, would take away what it goes by."""
         return False
 
     def advantages(self, rewards: Sequence[float]) -> list[float]:

@@ -31,6 +31,10 @@ class K2_5(Objective):  # noqa: N801
     def __post_init__(self) -> None:
         above_zero(tau=self.tau, low=self.low, high=self.high)
 
+    @property
+    def masks_mismatch(self) -> bool:
+        return True
+
     def coefficients(self, lengths: Lengths) -> list[list[float]]:
         return per_token(lengths)
 
