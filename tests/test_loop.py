@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import math
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,12 @@ from k2rl.curriculum import pool
 from k2rl.errors import RunError, UnavailableError, UserError
 from k2rl.loop import train
 from k2rl.losses import OBJECTIVES
+from k2rl.models import Policy
 from k2rl.plugins import make_env
+from k2rl.protocols import Completion
 from k2rl.recipe import Recipe
 from k2rl.recipe_files import resolve, save
+from k2rl.samplers.torch_sampler import TorchSampler
 
 HERE = Path(__file__).parent
 
@@ -97,6 +102,7 @@ def test_a_run_writes_what_others_build_on(recipe: Callable[..., Recipe], tmp_pa
     assert rows[0]["temperature/gym"] > rows[-1]["temperature/gym"]
     assert "eval/math/pass@1" in rows[2]
     assert rows[0]["loss/logratio_sq"] > 0, "the second mini-batch is off-policy"
+    assert not any(key.startswith(("mismatch/", "correction/")) for key in rows[0])
     assert summary == json.loads((run / "summary.json").read_text())
     assert summary["schema_version"] == 1
     assert summary["eval_before"]["math"]["n"] == 4
@@ -165,6 +171,57 @@ def test_a_resumed_run_continues_identically(recipe: Callable[..., Recipe], tmp_
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "000004")
     train(chosen, tmp_path / "cut", resume=True, quiet=True)
     assert_identical(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_run_with_a_correction_tells_stale_tokens_from_wrong_ones(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """The sampler is the trainer's own module, so tokens of the present weights differ by rounding; what was paused
+    was said by other weights, and has weights of its own."""
+    keys = ["trainer.correction=truncated", "trainer.correction_cap=1.05", "rollout.pause_share=0.6"]
+    chosen = recipe("run.iterations=4", "run.eval_tasks=0", *keys)
+    train(chosen, tmp_path / "whole", quiet=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "000004")
+    train(chosen, tmp_path / "cut", resume=True, quiet=True)
+    assert_identical(tmp_path / "whole", tmp_path / "cut")
+    first, *later = metrics(tmp_path / "whole")
+    assert first["mismatch/stale"] == first["correction/cut"] == 0
+    assert first["correction/min"] == pytest.approx(1, abs=1e-4)
+    assert all(0 < row["mismatch/max"] < 1e-4 for row in (first, *later) if row["mismatch/stale"] < 1)
+    stale = [row for row in later if row["mismatch/stale"] > 0]
+    assert any(row["correction/min"] < 0.99 and row["correction/cut"] > 0 for row in stale)
+
+
+class Overstating(TorchSampler):
+    """An engine with weights of its own, whose log-probs of rollouts are 0.3 too high."""
+
+    def poll(self) -> list[Completion]:
+        return [c if c.request_id == "canary" else self.raised(c) for c in super().poll()]
+
+    def raised(self, completion: Completion) -> Completion:
+        return replace(completion, logprobs=tuple(x + 0.3 for x in completion.logprobs))
+
+
+@pytest.mark.parametrize("correction", ["none", "truncated"])
+def test_what_an_engine_says_wrong_of_its_rollouts_is_in_the_metrics(
+    recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, correction: str
+) -> None:
+    def sampler_of(recipe: Recipe, policy: Policy, trainer: Any) -> TorchSampler:
+        return Overstating(copy.deepcopy(policy.model), policy.chat.pad_id)
+
+    monkeypatch.setattr("k2rl.setup.sampler_of", sampler_of)
+    chosen = recipe("run.iterations=2", "run.eval_tasks=0", f"trainer.correction={correction}")
+    train(chosen, tmp_path / "run", quiet=True)
+    for row in metrics(tmp_path / "run"):
+        assert row["mismatch/mean"] == pytest.approx(0.3, abs=1e-4)
+        assert row["mismatch/max"] == pytest.approx(0.3, abs=1e-3)
+        assert row["mismatch/over"] == 1
+        assert row["mismatch/kl"] == pytest.approx(math.exp(-0.3) - 1 + 0.3, abs=1e-4)
+        assert row["mismatch/stale"] == 0
+        assert ("correction/mean" in row) == (correction == "truncated")
+        if correction == "truncated":
+            assert row["correction/min"] < row["correction/mean"] < math.exp(-0.3)
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("k2", "grpo")])
