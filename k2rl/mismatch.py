@@ -14,9 +14,9 @@ iteration begins. So a rollout's coefficient is multiplied by
     w = min(cap, prod_t pi_old(y_t) / mu(y_t))
 
 over all its policy tokens, and log pi_old takes the place of log mu, fixed for the iteration's updates. One weight per
-rollout, as K2's log-ratio is one per response; but for the cap the expected policy gradient is then that of samples
-from pi_old, which weights of single tokens do not give. Stale tokens are in the product like all others: they too were
-sampled by something else than pi_old. The price is variance, which grows with the length of a response.
+rollout, as K2's log-ratio is one per response: but for the cap, the expected gradient of K2's first update is then that
+of samples from pi_old, which weights of single tokens do not give. Stale tokens are in the product like all others:
+they too were sampled by something else than pi_old. The price is variance, which grows with a response's length.
 """
 
 from __future__ import annotations
