@@ -6,11 +6,13 @@
 A sampler with weights of its own can be wrong in silence: a tensor that did not arrive, a cache of the old weights, a
 head that was packed once, log-probs of another temperature. So after each publication the sampler is asked about
 prompts that are known here, the canaries, and its answers are compared with the trainer's own. They are the same each
-time and longer than a block of any cache, so that a cache that outlived its weights answers for them.
+time and longer than a block of any cache, so that a cache that outlived its weights answers for them. Where they don't
+agree, a sampler that has `differing(named_tensors)` is asked which of the weights it does not hold.
 """
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -76,10 +78,24 @@ class Sync:
         # A gap that is no number is no proof either.
         if not gaps[worst] <= allowed:
             raise RunError(
-                f"weights of version {version} did not arrive: the sampler's log-probs {worst} differ by "
-                f"{gaps[worst]:.3g} from the trainer's, and at most {allowed:g} is rounding"
+                f"weights of version {version} did not take effect: the sampler's log-probs {worst} differ by "
+                f"{gaps[worst]:.3g} from the trainer's, and at most {allowed:g} is rounding{self._where()}"
             )
         return gaps[worst]
+
+    def _where(self) -> str:
+        """What the sampler itself says of the trainer's weights, where it can be asked."""
+        if not hasattr(self.sampler, "differing"):
+            return ""
+        try:
+            found = self.sampler.differing(self.trainer.named_tensors())
+        except RunError as error:
+            return f"; asked for its weights, it failed: {error}"
+        if not found:
+            return "; all weights are equal there, but for rounding: it is a cache, a temperature or the computation"
+        worst = max(found, key=lambda name: found[name])
+        by = f"differs by {found[worst]:.3g} there" if math.isfinite(found[worst]) else "is not there"
+        return f"; tensor {worst} {by}" + (f" ({len(found)} such tensors)" if len(found) > 1 else "")
 
     def _said(self, version: int) -> tuple[list[int], NDArray[np.float32]]:
         """A few tokens of the sampler's own after the shortest canary, with the log-probs it gives them."""

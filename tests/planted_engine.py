@@ -10,10 +10,25 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from k2rl.engines.process import main
 from k2rl.engines.shared_memory import Bucket
 from k2rl.engines.vllm_engine import Engine
 from k2rl.protocols import Request
+
+
+def copied(worker: Any) -> None:
+    """The head becomes a copy of the embedding that it is tied to."""
+    head = worker.get_model().lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+
+
+def packed(worker: Any) -> None:
+    """The head keeps its parameter, and computes with what it was once."""
+    head = worker.get_model().lm_head
+    once = head.weight.detach().clone()
+    head.cpu_linear = lambda x, weight, bias: torch.nn.functional.linear(x, once, bias)
 
 
 class Planted(Engine):
@@ -22,6 +37,8 @@ class Planted(Engine):
         super().__init__(config)
         if self.bug == "stale cache":
             self._engine.reset_prefix_cache = lambda *args: True
+        if self.bug.startswith("tied head"):
+            self._engine.collective_rpc(copied if self.bug == "tied head is not refreshed" else packed)
 
     def load(self, bucket: Bucket) -> None:
         if self.bug == "one tensor is dropped":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -100,10 +101,41 @@ class Undefined(TorchSampler):
         return super().score_labels(prompts, label_ids) * float("nan")
 
 
+class Telling(Dropping):
+    """One that can be asked what it holds."""
+
+    answer: dict[str, float] | RunError
+
+    def differing(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, float]:
+        assert any("v_proj" in name for name, _ in named_tensors)
+        if isinstance(self.answer, RunError):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"a": 0.25}, "is rounding; tensor a differs by 0.25 there$"),
+        ({"a": 0.25, "b": 0.5, "c": 0.1}, r"; tensor b differs by 0.5 there \(3 such tensors\)$"),
+        ({"a": 0.25, "b": math.inf}, r"; tensor b is not there \(2 such tensors\)$"),
+        ({}, "; all weights are equal there, but for rounding: it is a cache, a temperature or the computation$"),
+        (RunError("the engine has ended"), "is rounding; asked for its weights, it failed: the engine has ended$"),
+    ],
+)
+def test_a_sampler_that_can_say_what_it_holds_is_asked(
+    answer: dict[str, float] | RunError, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, trainer = synced(Telling)
+    monkeypatch.setattr(Telling, "answer", answer, raising=False)
+    with pytest.raises(RunError, match=told):
+        updates(sync, trainer)
+
+
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        (Dropping, "did not arrive"),
+        (Dropping, "did not take effect"),
         (AtOne, "sampled at temperature 0.5"),
         (Remembering, "after a known prompt"),
         (Forgetful, "the sampler says 0"),

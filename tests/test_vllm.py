@@ -29,6 +29,7 @@ from k2rl.samplers.vllm_sampler import VllmSampler
 pytestmark = pytest.mark.cluster
 
 CONFIG = EngineConfig(str(assets.NANO), "float32", 1024, 32)
+HEAD = r"tensor lm_head\.weight \(tied to model\.embed_tokens\.weight\) differs by 0\.\d+ there$"
 PROMPT = tuple(range(30, 60))
 
 
@@ -169,6 +170,18 @@ def test_weights_arrive_each_time_also_in_small_buckets(policy: Policy, same: Vl
         assert sync(same.version + 1)["sync/gap"] < 1e-3
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["model.embed_tokens.weight", "model.norm.weight"]
+    + [f"model.layers.2.{part}.weight" for part in ("self_attn.k_proj", "mlp.up_proj", "input_layernorm")],
+)
+def test_what_the_engine_does_not_hold_is_told(name: str, policy: Policy, same: VllmSampler) -> None:
+    own = {n: t.detach().clone() for n, t in policy.model.named_parameters()}
+    assert same.differing(own.items()) == {}
+    own[name][-1] += 0.125
+    assert same.differing(own.items()) == {name: pytest.approx(0.125, rel=1e-4)}
+
+
 def test_a_tensor_that_is_missing_or_foreign_is_named(policy: Policy, same: VllmSampler) -> None:
     own = dict(policy.model.named_parameters())
     with pytest.raises(RunError, match=r"tensor model\.norm\.weight was not sent"):
@@ -190,9 +203,11 @@ def test_it_sleeps_and_wakes_with_published_weights(policy: Policy) -> None:
 @pytest.mark.parametrize(
     ("bug", "told"),
     [
-        ("one tensor is dropped", "did not arrive"),
-        ("stale cache", "after a known prompt"),
-        ("wrong temperature", "sampled at temperature 0.5"),
+        ("one tensor is dropped", r"tensor model\.layers\.1\.mlp\.down_proj\.weight differs by 0\.\d+ there$"),
+        ("stale cache", "after a known prompt .* all weights are equal there"),
+        ("wrong temperature", "sampled at temperature 0.5 .* all weights are equal there"),
+        ("tied head is not refreshed", HEAD),
+        ("tied head is packed once", HEAD),
         ("version is not taken over", "samples are stamped 0"),
     ],
 )

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from k2rl import rng
+from k2rl.engines.comparing import differing
 from k2rl.engines.shared_memory import Bucket
+from k2rl.engines.vllm_compare import changes_of_bucket, changes_of_heads
 from k2rl.engines.vllm_plugin import BACKEND, MARK, PLUGIN
 from k2rl.protocols import Completion, Request
 from k2rl.repetition import circling
@@ -195,6 +197,16 @@ class Engine:
             raise RuntimeError("vLLM could not reset its prefix cache: it would go on from keys of the old weights")
         self._engine.set_weight_version(str(version))
         self.version = version
+
+    def differing(self, bucket: Bucket) -> dict[str, float]:
+        """Which of a bucket's tensors the model did not hold, and by how much; from now on it does."""
+        shards = self._engine.collective_rpc(changes_of_bucket, args=(bucket,))
+        return differing(shards, [entry.name for entry in bucket.entries])
+
+    def differing_heads(self) -> dict[str, float]:
+        """Which heads compute with other weights than the model holds, and by how much."""
+        shards = self._engine.collective_rpc(changes_of_heads)
+        return differing(shards, sorted({name for shard in shards for name in shard}))
 
     def sleep(self) -> None:
         """Give the device's memory away. The weights are dropped: the next ones are published before anything else."""

@@ -88,6 +88,13 @@ class VllmSampler:
         self.engine.ask("finish_update", version)
         self.version = version
 
+    def differing(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, float]:
+        """Which tensors the engine did not hold, and by how much (infinite: nothing of it); it holds them then."""
+        found: dict[str, float] = self.engine.ask("differing_heads")
+        for bucket in self._outbox.fill(named_tensors):
+            found |= self.engine.ask("differing", bucket)
+        return found
+
     def sleep(self) -> None:
         self.engine.ask("sleep")
 
