@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from k2rl.losses import Objective
-from k2rl.types import Rollout, ScoredGroup
+from k2rl.types import ScoredGroup, Segment
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def batches(
         coefficients = objective.coefficients([[r.policy_tokens for r in g.rollouts] for g in chosen])
         rollouts = [r for g in chosen for r in g.rollouts]
         yield replace(
-            _pack(rollouts, pad_id),
+            pack(rollouts, pad_id),
             advantages_B=torch.tensor([a for g in chosen for a in g.advantages], dtype=torch.float32),
             coefficients_B=torch.tensor([c for group in coefficients for c in group], dtype=torch.float32),
             ptx=texts[update],
@@ -170,7 +170,18 @@ def take(batch: T, rows: torch.Tensor) -> T:
     return type(batch)(**cut)  # type: ignore[arg-type]
 
 
-def _pack(rollouts: Sequence[Rollout], pad_id: int) -> Batch:
+class Said(Protocol):
+    """A prompt and what came after it, as a `Rollout` has them."""
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def segments(self) -> tuple[Segment, ...]: ...
+
+
+def pack(rollouts: Sequence[Said], pad_id: int) -> Batch:
+    """Rollouts as tensors, without advantages and coefficients: enough for their log-probs."""
     lengths = [len(r.prompt_ids) + sum(len(s.ids) for s in r.segments) for r in rollouts]
     shape = (len(rollouts), max(lengths))
     tokens = np.full(shape, pad_id, dtype=np.int64)

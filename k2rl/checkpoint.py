@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from k2rl.errors import UserError
 from k2rl.protocols import Trainer
 from k2rl.types import SCHEMA_VERSION
 
-_FILES = {"weights.safetensors", "optimizer.safetensors", "state.json"}
+_STATE = {"state.json"}
 _CRITIC = {"critic.safetensors"}
 
 
@@ -80,7 +81,13 @@ def load(root: Path, trainer: Trainer, critic: Saved | None = None) -> dict[str,
                 f"{SCHEMA_VERSION}: resume it with the version that wrote it"
             )
         files = manifest["files"]
-        if set(files) != _FILES | (_CRITIC if critic is not None else set()):
+        wanted = trainer.files | _STATE | (_CRITIC if critic is not None else set())
+        if set(files) != wanted and any(name.startswith("optimizer") for name in set(files) ^ wanted):
+            raise UserError(
+                f"checkpoint {newest} was made with another trainer.backend, trainer.ranks or trainer.zero_stage: it "
+                f"has {_optimizers(files)}, this run's has {_optimizers(wanted)}; resume it as it was started"
+            )
+        if set(files) != wanted:
             raise ValueError(f"its manifest names {', '.join(sorted(files)) or 'nothing'}")
         for name, checksum in files.items():
             if _checksum(newest / name) != checksum:
@@ -94,6 +101,10 @@ def load(root: Path, trainer: Trainer, critic: Saved | None = None) -> dict[str,
     if critic is not None:
         critic.load(newest)
     return state
+
+
+def _optimizers(files: Iterable[str]) -> str:
+    return ", ".join(sorted(name for name in files if name.startswith("optimizer"))) or "none"
 
 
 def _checksum(path: Path) -> str:

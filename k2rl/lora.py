@@ -8,7 +8,9 @@ sampler of this process samples with them at once. Elsewhere weights are known b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -74,16 +76,38 @@ def full_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
     A merged weight is added up in float32 and rounded once to the weight's dtype. A tied weight comes once.
     """
+    for weight in weights_of(model):
+        yield weight.name, weight.value()
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight under transformers' name, and what it is made of: `value()` needs these parameters to be whole."""
+
+    name: str
+    parameters: tuple[torch.Tensor, ...]
+    value: Callable[[], torch.Tensor]
+
+
+def weights_of(model: Any) -> Iterator[Weight]:
+    """What `full_weights` is made of; a tied weight comes once."""
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
+        plain = name.replace(".base_layer.", ".")
         owner = model.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
         if hasattr(owner, "lora_A") and name.endswith(".base_layer.weight"):
-            delta = owner.lora_B[_NAME].weight.float() @ owner.lora_A[_NAME].weight.float() * owner.scaling[_NAME]
-            delta = delta.T if owner.fan_in_fan_out else delta
-            yield name.replace(".base_layer.", "."), (parameter.float() + delta).to(parameter.dtype)
+            parts = (parameter, owner.lora_A[_NAME].weight, owner.lora_B[_NAME].weight)
+            yield Weight(plain, parts, partial(_merged, owner, *parts))
         else:
-            yield name.replace(".base_layer.", "."), parameter.detach()
+            yield Weight(plain, (parameter,), parameter.detach)
+
+
+def _merged(owner: Any, base: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    delta = b.float() @ a.float() * owner.scaling[_NAME]
+    delta = delta.T if owner.fan_in_fan_out else delta
+    merged: torch.Tensor = (base.float() + delta).to(base.dtype)
+    return merged
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +113,16 @@ class Trainer(Protocol):
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; raises `UserError` naming a missing or foreign tensor."""
+
+    @property
+    def files(self) -> frozenset[str]:
+        """The names of the files that `save` writes."""
+
+    def bring_home(self, model: Any) -> None:
+        """Copy what is trained into `model`, which is this process's own."""
+
+    def close(self) -> None:
+        """Free everything."""
 
 
 class Reward(Protocol):

@@ -88,14 +88,17 @@ class RunConfig:
 
 @dataclass
 class RolloutConfig:
-    """`tasks` prompts per iteration, `group_size` responses each; `slots` rows decode at once; `workers` threads
-    step the environments. `engine`: torch (the policy's own module), or vllm (a process of its own, which is sent the
-    weights after each update; `engine_args` are further ones of vLLM's EngineArgs). `pause_share` below 1 stops an
-    iteration's rollouts once that share is done and resumes the rest first in the next one."""
+    """`tasks` prompts per iteration, `group_size` responses each; `slots` rows decode at once per engine; `workers`
+    threads step the environments. `engine`: torch (the policy's own module), or vllm (`engines` processes, each over
+    `tensor_parallel` GPUs, which are sent the weights after each update; `engine_args` are further ones of vLLM's
+    EngineArgs); auto is vllm in a cluster. `pause_share` below 1 stops an iteration's rollouts once that share is done
+    and resumes the rest first in the next one."""
 
     tasks: int = 16
     group_size: int = 16
-    engine: str = "torch"
+    engine: str = "auto"
+    engines: int = 1
+    tensor_parallel: int = 1
     engine_args: dict[str, Any] = field(default_factory=dict)
     slots: int = 256
     workers: int = 2
@@ -125,9 +128,16 @@ class TrainerConfig:
 
     `correction` of what the sampling engine's log-probs differ from the trainer's own (see `mismatch.py`): `none`, or
     `truncated`, importance weights of whole responses, at most `correction_cap`. A token counts in the metric
-    `mismatch/over` where they differ by more than `mismatch_bound`. Cap and bound are own choices."""
+    `mismatch/over` where they differ by more than `mismatch_bound`. Cap and bound are own choices.
 
-    backend: str = "torch"
+    `backend`: torch (this process, one device), or deepspeed (`ranks` processes; null: one for each GPU, two without
+    any); auto is deepspeed in a cluster. `zero_stage` 1 shards what the optimizer keeps over the ranks, 2 gradients
+    too, 3 also the weights; `offload` keeps the optimizer's part in the host's memory."""
+
+    backend: str = "auto"
+    ranks: int | None = None
+    zero_stage: int = 2
+    offload: bool = False
     updates_per_iteration: int = 2
     micro_batch_tokens: int = 8192
     micro_batch_workers: int | None = None
@@ -193,9 +203,15 @@ class CriticConfig:
 
 @dataclass
 class ClusterConfig:
-    """Where the run's processes live."""
+    """Where the run's processes live. `address`: none (this machine, without Ray), local (a Ray cluster of this
+    machine, for this run), auto (the one this machine is part of) or host:port (the run itself is on the cluster).
+
+    With `colocated` the engines have the GPUs of the trainer's ranks, and sleep while those work; else GPUs of their
+    own. A process that gives no sign of life for `hang_s` seconds ends the run, or is replaced if it is an engine."""
 
     address: str = "none"
+    colocated: bool = True
+    hang_s: float = 1800.0
 
 
 @dataclass
@@ -218,6 +234,14 @@ class Recipe:
     ptx: PtxConfig = field(default_factory=PtxConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        """What is `auto` is decided here, so that the saved recipe says what ran."""
+        in_cluster = self.cluster.address != "none"
+        if self.rollout.engine == "auto":
+            self.rollout.engine = "vllm" if in_cluster else "torch"
+        if self.trainer.backend == "auto":
+            self.trainer.backend = "deepspeed" if in_cluster else "torch"
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -175,8 +176,14 @@ def _train_problems(recipe: Recipe) -> list[str]:
         }
     )
     found += _one_of("rollout.engine", rollout.engine, ["torch", "vllm"])
-    if rollout.engine_args and rollout.engine != "vllm":
-        found.append("rollout.engine_args has no effect with rollout.engine=torch: leave it out, or set it to vllm")
+    if rollout.engine != "vllm":
+        given = {"engine_args": rollout.engine_args, "engines": rollout.engines > 1}
+        given["tensor_parallel"] = rollout.tensor_parallel > 1
+        found += [
+            f"rollout.{key} has no effect with rollout.engine=torch: leave it out, or set it to vllm"
+            for key, of_note in given.items()
+            if of_note
+        ]
     if own := sorted(OWN & set(rollout.engine_args)):
         found.append(f"rollout.engine_args.{own[0]} is k2rl's to set: leave it out")
     if rollout.engine == "vllm":
@@ -184,8 +191,7 @@ def _train_problems(recipe: Recipe) -> list[str]:
         ends = [end for heat in heats for end in (heat.start, heat.end) if end is not None]
         if not TEMPERATURES[0] <= min(ends) <= max(ends) <= TEMPERATURES[1]:
             found.append(f"temperature: vLLM samples between {TEMPERATURES[0]} and {TEMPERATURES[1]:g}")
-    found += _one_of("trainer.backend", trainer.backend, ["torch"])
-    found += _one_of("cluster.address", recipe.cluster.address, ["none"])
+    found += _cluster_problems(recipe)
     found += _objective_problems(recipe.objective) or _correction_problems(recipe)
     found += _one_of("model.dtype", recipe.model.dtype, ["auto", "float32", "bfloat16"])
     found += _lora_problems(recipe.model.lora)
@@ -205,6 +211,45 @@ def _train_problems(recipe: Recipe) -> list[str]:
             f"trainer.updates_per_iteration is {trainer.updates_per_iteration} with rollout.tasks={rollout.tasks}: "
             "a mini-batch holds at least one whole group"
         )
+    return found
+
+
+def _cluster_problems(recipe: Recipe) -> list[str]:
+    cluster, trainer, rollout = recipe.cluster, recipe.trainer, recipe.rollout
+    found = _one_of("trainer.backend", trainer.backend, ["torch", "deepspeed"])
+    found += _at_least(
+        {
+            "rollout.engines": (rollout.engines, 1),
+            "rollout.tensor_parallel": (rollout.tensor_parallel, 1),
+            "trainer.ranks": (_given(trainer.ranks), 1),
+            "cluster.hang_s": (cluster.hang_s, 1),
+        }
+    )
+    if cluster.address not in ("none", "local", "auto") and not re.fullmatch(r"[^\s:]+:\d+", cluster.address):
+        found.append(f"cluster.address is {cluster.address!r}: it is none, local, auto, or host:port")
+    if trainer.zero_stage not in (1, 2, 3):
+        found.append(f"trainer.zero_stage is {trainer.zero_stage}: it is 1, 2 or 3")
+    alone = trainer.backend == "torch" and rollout.engine == "torch"
+    if alone and cluster.address != "none":
+        found.append("cluster.address has no effect with trainer.backend=torch and rollout.engine=torch")
+    if trainer.backend == "torch":
+        given = {"ranks": trainer.ranks is not None, "offload": trainer.offload}
+        found += [
+            f"trainer.{key} has no effect with trainer.backend=torch: leave it out, or set it to deepspeed"
+            for key, of_note in given.items()
+            if of_note
+        ]
+    elif recipe.critic.enabled and recipe.critic.weights == "shared" and recipe.critic.recalibrate == "step":
+        found.append(
+            "critic.recalibrate=step with critic.weights=shared needs trainer.backend=torch: set it to joint, or "
+            "critic.weights to copy"
+        )
+    if trainer.backend == "deepspeed" and recipe.model.lora is not None and rollout.engine == "torch":
+        found.append(
+            "model.lora with trainer.backend=deepspeed needs rollout.engine=vllm, which is sent merged weights"
+        )
+    if rollout.tensor_parallel > 1 and cluster.colocated and cluster.address != "none":
+        found.append("rollout.tensor_parallel above 1 in a Ray cluster needs cluster.colocated=false")
     return found
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from k2rl import budget, demonstrations, difficulty, memory, runlog
+from k2rl.cluster.machines import Machines, machines_of
+from k2rl.cluster.worker import Job
 from k2rl.critic.critic import Critic
 from k2rl.critic.setup import COMPARISON, Judging, check_open_ended, context_needed, critic_of
 from k2rl.curriculum import Curriculum, Fitting, disjoint, fitting, pool
@@ -19,12 +23,14 @@ from k2rl.env import GymTextEnv, SingleTurnEnv
 from k2rl.envpool import EnvPool
 from k2rl.errors import UserError
 from k2rl.eval_policy import sampled_and_greedy
+from k2rl.lora import weights_of
 from k2rl.losses import Objective, objective
 from k2rl.models import Policy, checkpoint_layers, load_policy, place, save_policy
 from k2rl.progress import console
-from k2rl.protocols import Sampler
+from k2rl.protocols import Sampler, Trainer
 from k2rl.recipe import EnvSpec, Recipe
 from k2rl.rollout import RolloutDriver, multi_turn
+from k2rl.samplers.pool import SamplerPool
 from k2rl.samplers.torch_sampler import TorchSampler
 from k2rl.sync import Sync
 from k2rl.trainers.torch_trainer import TorchTrainer
@@ -42,7 +48,8 @@ class Parts:
     policy: Policy
     envs: EnvPool
     objective: Objective
-    trainer: TorchTrainer
+    machines: Machines
+    trainer: Trainer
     sampler: Sampler
     sync: Sync
     driver: RolloutDriver
@@ -57,6 +64,7 @@ class Parts:
         return (own or self.recipe.temperature).at(progress)
 
     def save_model(self, folder: Path) -> None:
+        self.trainer.bring_home(self.policy.model)
         save_policy(self.policy.model, self.policy.tokenizer, folder)
 
     @property
@@ -91,7 +99,8 @@ class Parts:
         if self.critic is not None:
             self.critic.close()
         self.sampler.close()
-        self.trainer.gradients.close()
+        self.trainer.close()
+        self.machines.close()
 
 
 def build(recipe: Recipe, goal: Objective | None = None) -> Parts:
@@ -110,7 +119,9 @@ def build(recipe: Recipe, goal: Objective | None = None) -> Parts:
 
 def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     check_environments(recipe, envs)
-    policy = load_policy(recipe.model, recipe.seed)
+    # Ranks have the model where they are; here it is kept for what is asked about it, and for being saved.
+    at_ranks = recipe.trainer.backend == "deepspeed"
+    policy = load_policy(replace(recipe.model, device="cpu") if at_ranks else recipe.model, recipe.seed)
     # Before anything is put around its layers, which a copy would go on sharing.
     judging = Judging.of(recipe, policy.model)
     if recipe.trainer.gradient_checkpointing:
@@ -125,16 +136,19 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     left_out = {n: len(train_tasks[n]) - len(own) for n, own in in_band.items() if recipe.envs[n].pass_rate is not None}
     train_tasks = in_band
     _warn_of_memory(recipe, policy, envs, train_tasks)
-    limits = (recipe.trainer.micro_batch_tokens, recipe.trainer.micro_batch_workers)
-    trainer = TorchTrainer(policy.model, goal, recipe.optim, *limits)
-    sampler = sampler_of(recipe, policy, trainer)
     with ExitStack() as undone:
+        machines = machines_of(recipe)
+        undone.callback(machines.close)
+        trainer = trainer_of(recipe, policy, goal, machines)
+        undone.callback(trainer.close)
+        sampler = sampler_of(recipe, policy, trainer, machines)
         undone.callback(sampler.close)
         parts = Parts(
             recipe,
             policy,
             envs,
             goal,
+            machines,
             trainer,
             sampler,
             Sync(policy, trainer, sampler, recipe.seed),
@@ -157,25 +171,70 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     return parts
 
 
-def sampler_of(recipe: Recipe, policy: Policy, trainer: TorchTrainer) -> Sampler:
-    """Who generates: the policy's own module here, or vLLM in a process of its own."""
-    if recipe.rollout.engine == "torch":
-        return TorchSampler(policy.model, policy.chat.pad_id, recipe.rollout.slots, shared=True)
+def trainer_of(recipe: Recipe, policy: Policy, goal: Objective, machines: Machines) -> Trainer:
+    """Who trains: this process, or DeepSpeed's ranks."""
+    limits = (recipe.trainer.micro_batch_tokens, recipe.trainer.micro_batch_workers)
+    if recipe.trainer.backend == "torch":
+        return TorchTrainer(policy.model, goal, recipe.optim, *limits)
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("trainer.backend=deepspeed: DeepSpeed is not installed; pip install 'k2rl[deepspeed]'")
+    from k2rl.trainers.deepspeed_rank import RankConfig
+    from k2rl.trainers.deepspeed_trainer import DeepSpeedTrainer
+
+    if recipe.optim.name == "muon" and recipe.optim.grad_clip:
+        console.print("optim.grad_clip is left out: DeepSpeed's Muon would clip updates, not gradients")
+    model = replace(recipe.model, path=place(recipe.model))
+    cluster, count = recipe.cluster, machines.rank_count
+    jobs = [
+        Job(
+            f"trainer rank {rank}",
+            "k2rl.trainers.deepspeed_rank:Rank",
+            RankConfig(
+                rank,
+                count,
+                model,
+                recipe.seed,
+                goal,
+                recipe.optim,
+                recipe.trainer,
+                recipe.run.threads or (None if torch.cuda.is_available() else 1),
+                cluster.hang_s,
+            ),
+            cluster.hang_s,
+        )
+        for rank in range(count)
+    ]
+    return DeepSpeedTrainer(machines.ranks(jobs), recipe.trainer.zero_stage)
+
+
+def sampler_of(recipe: Recipe, policy: Policy, trainer: Trainer, machines: Machines) -> Sampler:
+    """Who generates: the policy's own module here, or vLLM in processes of its own."""
+    rollout = recipe.rollout
+    if rollout.engine == "torch":
+        shared = recipe.trainer.backend == "torch"
+        return TorchSampler(policy.model, policy.chat.pad_id, rollout.slots, shared=shared)
     if importlib.util.find_spec("vllm") is None:
         raise UserError("rollout.engine=vllm: vLLM is not installed; pip install 'k2rl[vllm]' (docs/engines.md)")
     from k2rl.engines.vllm_engine import EngineConfig
-    from k2rl.samplers.vllm_sampler import VllmSampler
+    from k2rl.samplers.vllm_sampler import Publisher, VllmSampler
 
     config = EngineConfig(
         path=place(recipe.model),
         dtype=str(policy.model.dtype).removeprefix("torch."),
         context=policy.context,
-        slots=recipe.rollout.slots,
+        slots=rollout.slots,
         seed=recipe.seed,
         trust_remote_code=recipe.model.trust_remote_code,
-        options=recipe.rollout.engine_args,
+        tensor_parallel=rollout.tensor_parallel,
+        options=rollout.engine_args,
     )
-    return VllmSampler(config, [name for name, _ in trainer.named_tensors()])
+    publisher = Publisher(weight.name for weight in weights_of(policy.model))
+
+    def start(n: int) -> VllmSampler:
+        job = Job(f"vLLM engine {n}", "k2rl.engines.vllm_engine:Engine", config, recipe.cluster.hang_s)
+        return VllmSampler(machines.engine(n, job), publisher)
+
+    return SamplerPool(start, rollout.engines, trainer.named_tensors, publisher.close)
 
 
 def check_environments(recipe: Recipe, envs: EnvPool) -> None:

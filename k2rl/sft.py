@@ -40,7 +40,7 @@ from k2rl.runlog import writing
 from k2rl.samplers.torch_sampler import TorchSampler
 from k2rl.trainers.gradients import Gradients, Terms
 from k2rl.trainers.logprobs import TokenLogProbs
-from k2rl.trainers.torch_trainer import text_loss
+from k2rl.trainers.terms import text_loss
 from k2rl.types import SCHEMA_VERSION, Split, Task, mean
 
 

@@ -1,4 +1,4 @@
-"""Engines with a bug planted, to be found by the proof that weights arrived: run as the engine's process by test_vllm.
+"""Engines with a bug planted, to be found by the proof that weights arrived: run in the engine's process by test_vllm.
 
 Which bug is told by the environment variable PLANTED.
 """
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from k2rl.engines.process import main
 from k2rl.engines.shared_memory import Bucket
 from k2rl.engines.vllm_engine import Engine
 from k2rl.protocols import Request
@@ -55,7 +54,3 @@ class Planted(Engine):
         if self.bug == "wrong temperature":
             requests = [replace(r, temperature=1.0) for r in requests]
         super().submit(requests)
-
-
-if __name__ == "__main__":
-    main(Planted)

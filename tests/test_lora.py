@@ -20,7 +20,8 @@ from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.recipe import LoraConfig, ModelConfig, OptimConfig, Recipe
 from k2rl.samplers.torch_sampler import TorchSampler
 from k2rl.trainers.logprobs import TokenLogProbs
-from k2rl.trainers.torch_trainer import TorchTrainer, text_loss
+from k2rl.trainers.terms import text_loss
+from k2rl.trainers.torch_trainer import TorchTrainer
 
 pytest.importorskip("peft", reason="the extra lora is not installed")
 

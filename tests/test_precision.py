@@ -13,7 +13,7 @@ from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.recipe import OptimConfig
 from k2rl.trainers.gradients import Gradients
 from k2rl.trainers.logprobs import TokenLogProbs
-from k2rl.trainers.torch_trainer import text_loss
+from k2rl.trainers.terms import text_loss
 
 
 def texts() -> Any:

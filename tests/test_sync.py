@@ -11,26 +11,26 @@ from typing import Any
 import pytest
 import torch
 
+from k2rl.cluster.machines import ThisMachine
 from k2rl.errors import RunError, UserError
+from k2rl.losses.k2 import K2
 from k2rl.models import Policy, load_policy
 from k2rl.protocols import Request
-from k2rl.recipe import ModelConfig, Recipe
+from k2rl.recipe import ModelConfig, OptimConfig, Recipe
 from k2rl.recipe_files import load
 from k2rl.samplers.torch_sampler import TorchSampler
 from k2rl.setup import sampler_of
 from k2rl.sync import Sync
+from k2rl.trainers.torch_trainer import TorchTrainer
 
 pytestmark = pytest.mark.cluster
 
 
-class Weights:
-    """A trainer, as far as weights go."""
+class Weights(TorchTrainer):
+    """A trainer whose updates are noise."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def named_tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
-        return self.model.named_parameters()  # type: ignore[no-any-return]
+        super().__init__(model, K2(0.1), OptimConfig(), 2048)
 
     def update(self) -> None:
         with torch.no_grad():
@@ -46,7 +46,7 @@ def nano() -> Policy:
 def synced(kind: type[TorchSampler]) -> tuple[Sync, Weights]:
     policy = nano()
     trainer, sampler = Weights(policy.model), kind(copy.deepcopy(policy.model), policy.chat.pad_id)
-    return Sync(policy, trainer, sampler, seed=0), trainer  # type: ignore[arg-type]
+    return Sync(policy, trainer, sampler, seed=0), trainer
 
 
 def updates(sync: Sync, trainer: Weights) -> None:
@@ -68,7 +68,7 @@ def test_weights_that_arrive() -> None:
 def test_a_sampler_of_the_trainers_own_module_has_nothing_to_prove() -> None:
     policy = nano()
     sampler = TorchSampler(policy.model, policy.chat.pad_id, shared=True)
-    assert Sync(policy, Weights(policy.model), sampler, seed=0)(5) == {}  # type: ignore[arg-type]
+    assert Sync(policy, Weights(policy.model), sampler, seed=0)(5) == {}
     assert sampler.version == 5
 
 
@@ -152,4 +152,4 @@ def test_an_engine_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     policy, recipe = nano(), load(Recipe, "quickstart", ["rollout.engine=vllm"])
     with pytest.raises(UserError, match=r"vLLM is not installed; pip install 'k2rl\[vllm\]'"):
-        sampler_of(recipe, policy, Weights(policy.model))  # type: ignore[arg-type]
+        sampler_of(recipe, policy, Weights(policy.model), ThisMachine(recipe))

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,9 @@ import torch
 from test_sync import Weights, nano, updates
 
 from k2rl import assets
+from k2rl.cluster.child import ChildProcess
+from k2rl.cluster.worker import Job
+from k2rl.engines.shared_memory import BUCKET
 from k2rl.errors import RunError
 from k2rl.models import Policy
 from k2rl.protocols import Completion, Request
@@ -24,7 +26,7 @@ from k2rl.sync import Sync
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-cluster")
 
 from k2rl.engines.vllm_engine import EngineConfig
-from k2rl.samplers.vllm_sampler import VllmSampler
+from k2rl.samplers.vllm_sampler import Publisher, VllmSampler
 
 pytestmark = pytest.mark.cluster
 
@@ -33,9 +35,20 @@ HEAD = r"tensor lm_head\.weight \(tied to model\.embed_tokens\.weight\) differs 
 PROMPT = tuple(range(30, 60))
 
 
-def engine(policy: Policy, module: str = "k2rl.engines.process", **config: Any) -> VllmSampler:
-    names = [name for name, _ in policy.model.named_parameters()]
-    return VllmSampler(EngineConfig(**{**vars(CONFIG), **config}), names, module=module)
+ENGINE = "k2rl.engines.vllm_engine:Engine"
+
+
+class One(VllmSampler):
+    """A sampler that closes what it publishes with."""
+
+    def close(self) -> None:
+        super().close()
+        self._publisher.close()
+
+
+def engine(policy: Policy, target: str = ENGINE, bucket: int = BUCKET, **config: Any) -> VllmSampler:
+    job = Job("vLLM engine 0", target, EngineConfig(**{**vars(CONFIG), **config}))
+    return One(ChildProcess(job), Publisher([name for name, _ in policy.model.named_parameters()], bucket))
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +150,9 @@ def test_who_goes_round_in_circles_is_ended(policy: Policy, same: VllmSampler) -
 
 
 def test_partials_go_on_where_they_stopped(policy: Policy, same: VllmSampler) -> None:
-    same.submit([request("a", 1, tokens=300), request("b", 2, tokens=300)])
+    same.submit([request("a", 1, tokens=900), request("b", 2, tokens=900)])
     while not (partial := {c.request_id: c for c in same.abort(["a"])})["a"].ids:
-        same.submit([request("a", 1, tokens=300)])
+        same.submit([request("a", 1, tokens=900)])
         time.sleep(0.2)
     assert partial["a"].finish == "abort"
     assert np.abs(known(policy, partial["a"], 1.0) - partial["a"].logprobs).max() < 1e-3
@@ -162,12 +175,12 @@ def test_labels_are_scored_as_the_torch_sampler_does(policy: Policy, same: VllmS
 
 def test_weights_arrive_each_time_also_in_small_buckets(policy: Policy, same: VllmSampler) -> None:
     trainer, sync = Weights(policy.model), None
-    same._outbox._bytes = 200_000
-    same._outbox.close()
-    sync = Sync(policy, trainer, same, seed=1)  # type: ignore[arg-type]
+    same._publisher = Publisher([name for name, _ in policy.model.named_parameters()], 200_000)
+    sync = Sync(policy, trainer, same, seed=1)
     for _ in range(3):
         trainer.update()
         assert sync(same.version + 1)["sync/gap"] < 1e-3
+    same._publisher.close()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +208,7 @@ def test_it_sleeps_and_wakes_with_published_weights(policy: Policy) -> None:
         one.wake(["weights"])
         one.publish(policy.model.named_parameters(), 1)
         one.wake(["cache"])
-        Sync(policy, Weights(policy.model), one, seed=0)(2)  # type: ignore[arg-type]
+        Sync(policy, Weights(policy.model), one, seed=0)(2)
     finally:
         one.close()
 
@@ -213,9 +226,8 @@ def test_it_sleeps_and_wakes_with_published_weights(policy: Policy) -> None:
 )
 def test_planted_bugs_are_found(bug: str, told: str, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANTED", bug)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-    planted, trainer = engine(policy, "planted_engine"), Weights(policy.model)
-    sync = Sync(policy, trainer, planted, seed=0)  # type: ignore[arg-type]
+    planted, trainer = engine(policy, "planted_engine:Planted"), Weights(policy.model)
+    sync = Sync(policy, trainer, planted, seed=0)
     try:
         with pytest.raises(RunError, match=told):
             updates(sync, trainer)
@@ -229,8 +241,8 @@ def test_an_engine_that_is_killed_is_named_and_leaves_nothing(policy: Policy) ->
     one.publish(policy.model.named_parameters(), 1)
     one.submit([request("a", 1, tokens=900)])
     os.kill(one.engine.pid, signal.SIGKILL)
-    with pytest.raises(RunError, match=r"the vLLM engine has ended \(exit code -9\)"):
-        one.engine.ask("abort", None)
+    with pytest.raises(RunError, match=r"vLLM engine 0 has ended \(exit code -9\)"):
+        one.abort()
     one.close()
     assert set(os.listdir("/dev/shm")) <= before
 

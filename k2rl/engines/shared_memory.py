@@ -17,11 +17,14 @@ from math import prod
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from types import TracebackType
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from k2rl.errors import RunError
 
+BUCKET = 512 << 20
+"""Bytes of weights under way at a time."""
 _ALIGNED = 64
 _SHM = "/dev/shm"
 
@@ -44,18 +47,26 @@ class Bucket:
     entries: tuple[Entry, ...]
 
 
+@runtime_checkable
+class Bucketed(Protocol):
+    """Weights that another process has put into shared memory already."""
+
+    def buckets(self) -> Iterator[Bucket]:
+        """All of them; what was there before is gone when the next one is asked for."""
+
+
 class Outbox:
     """The sender's end. It owns the block, which grows where a single tensor is larger.
 
     Args:
-        bucket_bytes: the block's size; half of what the machine has left at most.
+        bucket_bytes: the block's size; half of what the machine has left at most, which is `bytes`.
 
     Raises:
         RunError: a tensor is larger than the shared memory that is left, as in a container with a small /dev/shm.
     """
 
     def __init__(self, bucket_bytes: int) -> None:
-        self._bytes = min(bucket_bytes, _left() // 2)
+        self.bytes = max(min(bucket_bytes, _left() // 2), 1)
         self._block: SharedMemory | None = None
 
     def fill(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Bucket]:
@@ -90,7 +101,7 @@ class Outbox:
         self.close()
 
     def _room(self, needed: int) -> int:
-        return max(self._bytes, needed, self._block.size if self._block else 0)
+        return max(self.bytes, needed, self._block.size if self._block else 0)
 
     def _opened(self, needed: int) -> SharedMemory:
         if self._block is None or self._block.size < needed:

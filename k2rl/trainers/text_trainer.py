@@ -14,7 +14,8 @@ from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.recipe import OptimConfig
 from k2rl.trainers.gradients import Gradients, Terms
 from k2rl.trainers.logprobs import TokenLogProbs
-from k2rl.trainers.torch_trainer import read_tensors, text_loss
+from k2rl.trainers.terms import text_loss
+from k2rl.trainers.torch_trainer import read_tensors
 
 FILE = "critic.safetensors"
 

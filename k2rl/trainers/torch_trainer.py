@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from k2rl.batch import Batch, TextBatch, micro_batches, slices, take
+from k2rl.batch import Batch, micro_batches, slices, take
 from k2rl.errors import UserError
 from k2rl.lora import full_weights
-from k2rl.losses import LossInputs, Objective
-from k2rl.losses.ptx import ptx
+from k2rl.losses import Objective
 from k2rl.optim.model_optimizer import ModelOptimizer
 from k2rl.recipe import OptimConfig
-from k2rl.trainers.gradients import Gradients, Terms
+from k2rl.trainers.gradients import Gradients
 from k2rl.trainers.logprobs import TokenLogProbs
+from k2rl.trainers.terms import policy_terms, text_terms
 
 
 class TorchTrainer:
@@ -49,31 +49,13 @@ class TorchTrainer:
         """Add the batch's gradients to what is there; statistics, still on the device."""
         totals: dict[str, torch.Tensor] = {}
         limit, packed = self.micro_batch_tokens, self.token_logprobs.packed
-        self.gradients.add(micro_batches(batch, limit, packed), self.policy_terms, totals)
-        if batch.ptx is not None:
-            self.gradients.add(micro_batches(batch.ptx, limit, packed), partial(self.text_terms, "ptx"), totals)
-        if batch.critic is not None:
-            self.gradients.add(micro_batches(batch.critic, limit, packed), partial(self.text_terms, "critic"), totals)
+        of_policy = partial(policy_terms, self.token_logprobs, self.objective)
+        self.gradients.add(micro_batches(batch, limit, packed), of_policy, totals)
+        for name, texts in (("ptx", batch.ptx), ("critic", batch.critic)):
+            if texts is not None:
+                of_texts = partial(text_terms, self.token_logprobs, name)
+                self.gradients.add(micro_batches(texts, limit, packed), of_texts, totals)
         return totals
-
-    def policy_terms(self, part: Batch) -> Terms:
-        loss, stats = self.objective.loss(self.loss_inputs(part))
-        return loss, {"loss/policy": loss.detach(), **{f"loss/{k}": v for k, v in stats.items()}}
-
-    def text_terms(self, name: str, part: TextBatch) -> Terms:
-        loss = text_loss(self.token_logprobs, part)
-        return loss, {f"loss/{name}": loss.detach()}
-
-    def loss_inputs(self, part: Batch) -> LossInputs:
-        """The micro-batch as the objective sees it, with log-probs that carry gradients."""
-        device = self.model.device
-        return LossInputs(
-            self.token_logprobs(part),
-            part.old_logprobs_B_L.to(device),
-            part.mask_B_L.to(device),
-            part.advantages_B.to(device),
-            part.coefficients_B.to(device),
-        )
 
     @torch.no_grad()
     def log_probs(self, batch: Batch) -> list[NDArray[np.float32]]:
@@ -114,12 +96,15 @@ class TorchTrainer:
         except KeyError as missing:
             raise UserError(f"{folder}: this checkpoint was made with another model.dtype: no {missing}") from None
 
+    @property
+    def files(self) -> frozenset[str]:
+        return frozenset({"weights.safetensors", "optimizer.safetensors"})
 
-def text_loss(logprobs: TokenLogProbs, text: TextBatch) -> torch.Tensor:
-    """The PTX (or SFT) loss of a micro-batch of texts."""
-    logprobs_B_L = logprobs(text)
-    device = logprobs_B_L.device
-    return ptx(logprobs_B_L, text.mask_B_L.to(device), text.coefficients_B.to(device))
+    def bring_home(self, model: Any) -> None:
+        assert model is self.model, "it is trained where it is"
+
+    def close(self) -> None:
+        self.gradients.close()
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,44 @@
+"""A rank that also tells the gradients of its last update, and can be made to fail; run by test_deepspeed."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import torch
+
+from k2rl.trainers.deepspeed_rank import Rank
+
+
+class Probed(Rank):
+    def start(self, meeting_point: str) -> None:
+        super().start(meeting_point)
+        from deepspeed.utils import safe_get_full_grad
+
+        step = self.engine.step
+
+        def told(*arguments: Any) -> None:
+            self.told = {name: safe_get_full_grad(p).cpu() for name, p in self.model.named_parameters()}
+            step(*arguments)
+
+        self.engine.step = told
+
+    def _settings(self) -> dict[str, Any]:
+        """By default small weights stay whole at stage 3, which all of nano's are."""
+        settings = super()._settings()
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return settings
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        return self.told
+
+    def whole_weight_bytes(self) -> int:
+        """Of the weights that lie here whole."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    def die(self) -> None:
+        os._exit(9)
+
+    def hang(self) -> None:
+        time.sleep(1000)
