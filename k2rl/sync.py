@@ -52,6 +52,7 @@ class Sync:
 
     def __init__(self, policy: Policy, trainer: Trainer, sampler: Sampler, seed: int) -> None:
         self.trainer, self.sampler = trainer, sampler
+        self._asleep = False
         self._dtype, self._pad = policy.model.dtype, policy.chat.pad_id
         draw, vocabulary = rng.generator("canary", seed), policy.model.config.get_text_config().vocab_size
         room = max(policy.context - _SAID, 1)
@@ -68,9 +69,12 @@ class Sync:
             RunError: the sampler's differ by more than rounding, or it stands at another version.
         """
         started = time.perf_counter()
-        self.sampler.wake(["weights"])
+        if self._asleep:
+            self.sampler.wake(["weights"])
         self.sampler.publish(self.trainer.named_tensors(), version)
-        self.sampler.wake(["cache"])
+        if self._asleep:
+            self.sampler.wake(["cache"])
+            self._asleep = False
         if getattr(self.sampler, "shared", False):
             return {}
         published = time.perf_counter() - started
@@ -83,6 +87,11 @@ class Sync:
             "time/sync_publish": published,
             "time/sync_proof": time.perf_counter() - started - published,
         }
+
+    def rest(self) -> None:
+        """The sampler's memory is the trainer's until the next weights are published."""
+        self.sampler.sleep()
+        self._asleep = True
 
     def prove(self, sampler: Sampler) -> float:
         """The largest gap between the sampler's log-probs and the trainer's.

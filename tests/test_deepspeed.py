@@ -158,9 +158,7 @@ def test_a_checkpoint_of_other_shares_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"another trainer\.backend, trainer\.ranks or trainer\.zero_stage"):
             checkpoint.load(tmp_path, torch_trainer(OptimConfig()))
         first._stage = 3
-        with pytest.raises(
-            UserError, match="it has optimizer-zero2-0-of-1"
-        ):
+        with pytest.raises(UserError, match="it has optimizer-zero2-0-of-1"):
             checkpoint.load(tmp_path, first)
 
 

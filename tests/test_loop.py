@@ -32,7 +32,9 @@ from k2rl.plugins import make_env
 from k2rl.protocols import Completion
 from k2rl.recipe import Recipe
 from k2rl.recipe_files import resolve, save
+from k2rl.rollout import RolloutDriver
 from k2rl.samplers.torch_sampler import TorchSampler
+from k2rl.trainers.torch_trainer import TorchTrainer
 
 HERE = Path(__file__).parent
 
@@ -329,6 +331,52 @@ def test_kill_9_at_a_random_iteration_and_resume_is_identical(
     process.wait()
     subprocess.run([*command, "--resume", "--json"], env=environment, check=True, capture_output=True)
     assert_identical(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("error", [RunError("an engine is gone"), KeyboardInterrupt()])
+def test_a_run_that_ends_between_checkpoints_leaves_one(
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+) -> None:
+    """While rollouts are made the weights are still the last iteration's: nothing of it is lost."""
+    seldom = ["run.checkpoint_every=6", "rollout.pause_share=0.7"]
+    train(recipe(*seldom), tmp_path / "whole", quiet=True)
+    collect = RolloutDriver.collect
+
+    def failing(self: RolloutDriver, tasks: Any, iteration: int, *rest: Any, **named: Any) -> Any:
+        groups = collect(self, tasks, iteration, *rest, **named)
+        if iteration == 4:
+            raise error
+        return groups
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RolloutDriver, "collect", failing)
+        with pytest.raises(type(error)):
+            train(recipe(*seldom), tmp_path / "ended", quiet=True)
+    assert "saved iteration 3: go on with --resume" in capsys.readouterr().err
+    train(recipe(*seldom), tmp_path / "ended", quiet=True, resume=True)
+    assert_identical(tmp_path / "whole", tmp_path / "ended")
+
+
+def test_a_run_that_ends_while_it_trains_leaves_what_was_there(
+    recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = TorchTrainer.step
+    seen = []
+
+    def failing(self: TorchTrainer, batch: Any, *, lr: float) -> dict[str, float]:
+        seen.append(batch.first_of_iteration)
+        if sum(seen) == 4:
+            raise RunError("it diverged")
+        return step(self, batch, lr=lr)
+
+    monkeypatch.setattr(TorchTrainer, "step", failing)
+    with pytest.raises(RunError, match="it diverged"):
+        train(recipe(), tmp_path / "run", quiet=True)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["000002"]
 
 
 def test_a_task_that_hangs_is_counted_and_the_run_goes_on(recipe: Callable[..., Recipe], tmp_path: Path) -> None:

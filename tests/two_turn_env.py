@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -170,3 +171,13 @@ class PlainGym(gymnasium.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         return "", float(min(4, action.count("a"))), True, False, {}
+
+
+class Deadly(TwoTurn):
+    """Takes its process with it at an action that has an x. Says in which process it answers."""
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if "x" in action:
+            os._exit(3)
+        observation, reward, terminated, truncated, info = super().step(action)
+        return f"{observation} {os.getpid()}" if observation else "", reward, terminated, truncated, info

@@ -92,8 +92,10 @@ class ChildProcess:
         made, self._produced = self._produced, []
         return made
 
-    def close(self) -> None:
+    def close(self, at_once: bool = False) -> None:
         """End the process: it leaves when its line is closed."""
+        if at_once:
+            self._child.kill()
         if self._socket.fileno() >= 0:
             self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,6 +27,7 @@ _CPUS = 0.1
 """What a bundle reserves: Ray places by GPUs, and a machine's processors are shared by all on it."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _PLACING_S = 120
+_ANSWER_S = 10
 
 
 class Machines(Protocol):
@@ -38,6 +40,9 @@ class Machines(Protocol):
 
     def engine(self, n: int, job: Job) -> Worker:
         """The n-th engine; again, where one was lost."""
+
+    def env_host(self, n: int, job: Job) -> Worker:
+        """The process of the n-th environment worker; again, where one was lost."""
 
     def close(self) -> None:
         """Give back what is reserved. The workers are closed by whoever asked for them."""
@@ -72,6 +77,13 @@ def _rank_count(recipe: Recipe, gpus: int) -> int:
     return recipe.trainer.ranks or gpus or 2
 
 
+def _reachable(address: str) -> None:
+    """Ray itself tries for minutes. Raises `OSError` where nobody answers."""
+    host, _, port = address.rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), _ANSWER_S).close()
+
+
 class ThisMachine:
     """Child processes."""
 
@@ -86,6 +98,9 @@ class ThisMachine:
     def engine(self, n: int, job: Job) -> Worker:
         first = n * self._parallel + (0 if self._colocated else self.rank_count)
         return ChildProcess(self._seeing(job, range(first, first + self._parallel)))
+
+    def env_host(self, n: int, job: Job) -> Worker:
+        return ChildProcess(job)
 
     def close(self) -> None:
         """There is nothing to give back."""
@@ -110,8 +125,9 @@ class RayCluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         where = {"include_dashboard": False} if self._address == "local" else {}
         try:
-            ray.init(address=self._address, logging_level="ERROR", **where)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            _reachable(self._address)
+            ray.init(address=self._address, logging_level="ERROR", log_to_driver=False, **where)
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"cluster.address={self._address}: {reason}; start one with `ray start --head`, or use local"
@@ -153,6 +169,11 @@ class RayCluster:
         if self._shared:
             return RayWorker(job, self._options(n % self.rank_count, self._gpu / 2))
         return RayWorker(job, self._options(self.rank_count + n, self._gpu * self._parallel))
+
+    def env_host(self, n: int, job: Job) -> Worker:
+        from k2rl.cluster.ray_worker import RayWorker
+
+        return RayWorker(job, {"num_cpus": _CPUS, "num_gpus": 0, "scheduling_strategy": "SPREAD"})
 
     def close(self) -> None:
         from ray.util.placement_group import remove_placement_group

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import tempfile
 import time
 import traceback
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from k2rl.cluster.worker import Job, WorkerGoneError
 from k2rl.errors import RunError, UserError
 
 _STEPS_S = 0.1
 _GRACE_S = 20.0
+_START_S = 600.0
+"""What an actor has to start in, before it can say where it is."""
 Answer = tuple[str, Any]
 
 
@@ -24,23 +29,20 @@ class Host:
     """The actor. It answers with `("ok", result)` or `("error", what Job.error says)`: exceptions need not travel."""
 
     def make(self, job: Job) -> Answer:
-        """Make the object; answers with this process's id."""
-        self.job = job
-        job.watch()
+        """Make the object; answers with where it is: the process, its machine, the file for its stacks."""
+        self.job, self.stacks = job, tempfile.NamedTemporaryFile("w", prefix="k2rl-stacks-")  # noqa: SIM115
         return self._answer(self._made)
 
     def call(self, method: str, *arguments: Any) -> Answer:
-        self.job.watch()
         return self._answer(lambda: getattr(self.hosted, method)(*arguments))
 
     def steps(self) -> Answer:
         """Step while the object is busy, for a moment or until something is made."""
-        self.job.watch()
         return self._answer(self._steps)
 
-    def _made(self) -> int:
+    def _made(self) -> tuple[int, str, str]:
         self.hosted: Any = self.job.make()
-        return os.getpid()
+        return os.getpid(), ray.get_runtime_context().get_node_id(), self.stacks.name
 
     def _steps(self) -> list[Any]:
         until, made = time.monotonic() + _STEPS_S, list[Any]()
@@ -49,6 +51,7 @@ class Host:
         return made
 
     def _answer(self, work: Any) -> Answer:
+        faulthandler.dump_traceback_later(self.job.hang_s, file=self.stacks)
         try:
             return "ok", work()
         except BaseException as error:
@@ -72,8 +75,9 @@ class RayWorker:
         self._told: list[Any] = []
         self._steps: Any = None
         self._since = time.monotonic()
+        self.pid, self._node, self._stacks = 0, "", ""
         try:
-            self.pid: int = self._result(self._actor.make.remote(job))
+            self.pid, self._node, self._stacks = self._result(self._actor.make.remote(job), _START_S)
         except BaseException:
             self.close()
             raise
@@ -101,12 +105,12 @@ class RayWorker:
         made: list[Any] = self._result(under_way)
         return made
 
-    def close(self) -> None:
+    def close(self, at_once: bool = False) -> None:
         ray.kill(self._actor)
 
-    def _result(self, reference: Any) -> Any:
+    def _result(self, reference: Any, least_s: float = 0.0) -> Any:
         try:
-            kind, content = ray.get(reference, timeout=self.job.hang_s + _GRACE_S)
+            kind, content = ray.get(reference, timeout=max(self.job.hang_s, least_s) + _GRACE_S)
         except GetTimeoutError:
             raise self._silent() from None
         except RayActorError as gone:
@@ -118,7 +122,16 @@ class RayWorker:
         return content
 
     def _silent(self) -> WorkerGoneError:
+        """With its stacks, which somebody else on its machine reads: it does not answer itself."""
+        place = "nobody knows, it has not started"
+        if self._node:
+            there = NodeAffinitySchedulingStrategy(self._node, soft=False)
+            reading = ray.remote(_read).options(num_cpus=0, scheduling_strategy=there).remote(self._stacks)
+            place = ray.get(reading, timeout=_GRACE_S)
         return WorkerGoneError(
-            f"{self.job.name} has given no sign of life for {self.job.hang_s:g} s; where it is stands in Ray's log of "
-            "its process"
+            f"{self.job.name} has given no sign of life for {self.job.hang_s:g} s; where it is:\n{place}"
         )
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8", errors="replace")

@@ -28,18 +28,21 @@ class WorkerGoneError(RunError):
 class Job:
     """What a worker hosts: `target` is `module:Class`, made with `argument`. `name` is what errors call it; one that
     gives no sign of life for `hang_s` seconds is given up, after it has written where it is. `environment` are
-    variables of its process, `path` is where modules are looked for."""
+    variables of its process, `path` is where modules are looked for, `folder` where relative paths begin."""
 
     name: str
     target: str
     argument: Any
     hang_s: float = 1800.0
     environment: Mapping[str, str] = field(default_factory=dict)
-    path: Sequence[str] = field(default_factory=lambda: list(sys.path))
+    path: Sequence[str] = field(default_factory=lambda: [place or os.getcwd() for place in sys.path])
+    folder: str = field(default_factory=os.getcwd)
 
     def make(self) -> Any:
         """The object; in the worker's process."""
         os.environ |= self.environment
+        if os.path.isdir(self.folder):
+            os.chdir(self.folder)
         sys.path[:] = [*self.path, *(p for p in sys.path if p not in self.path)]
         module, _, kind = self.target.partition(":")
         return getattr(importlib.import_module(module), kind)(self.argument)
@@ -77,8 +80,8 @@ class Worker(Protocol):
     def produced(self, wait_s: float) -> list[Any]:
         """What its steps have returned since this was last asked; waits so long for something where nothing has."""
 
-    def close(self) -> None:
-        """End the process, at once where it does not end by itself."""
+    def close(self, at_once: bool = False) -> None:
+        """End the process: by itself if it does within a while, or at once."""
 
 
 def ask(worker: Worker, method: str, *arguments: Any) -> Any:

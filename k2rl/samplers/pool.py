@@ -7,6 +7,7 @@ that were lost. Nothing is returned twice.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -64,6 +65,9 @@ class SamplerPool:
         """Called with a member that has replaced another one and been sent the weights."""
         self.restarts = 0
         """Members replaced since the pool was made."""
+        self.busy_s = 0.0
+        """Seconds in which samples were under way or labels scored."""
+        self._since = 0.0
         with ThreadPoolExecutor(members) as threads:
             made = [threads.submit(start, n) for n in range(members)]
         failed = [error for one in made if (error := one.exception())]
@@ -75,6 +79,8 @@ class SamplerPool:
     # --- samples -----------------------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[Request]) -> None:
+        if requests and not self._running:
+            self._since = time.perf_counter()
         load = [0] * len(self.members)
         for running in self._running.values():
             load[running.member] += len(running.out)
@@ -108,7 +114,7 @@ class SamplerPool:
     def score_labels(self, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:
         if self._running:
             raise ValueError("score_labels while samples are under way: poll them to the end or abort them first")
-        count = len(self.members)
+        started, count = time.perf_counter(), len(self.members)
         # Neighbours share a beginning: they stay together.
         edges = [len(prompts) * n // count for n in range(count + 1)]
         shares = [prompts[edges[n] : edges[n + 1]] for n in range(count)]
@@ -121,9 +127,9 @@ class SamplerPool:
 
         under_way = [begin(n) for n in range(count)]
         told = [end(n) if under_way[n] else None for n in range(count)]
-        return np.concatenate(
-            [self.members[n].score_labels(shares[n], label_ids) if t is None else t for n, t in enumerate(told)]
-        )
+        scores = [self.members[n].score_labels(shares[n], label_ids) if t is None else t for n, t in enumerate(told)]
+        self.busy_s += time.perf_counter() - started
+        return np.concatenate(scores)
 
     # --- weights -----------------------------------------------------------------------------------------
 
@@ -140,6 +146,12 @@ class SamplerPool:
     def wake(self, tags: Sequence[str] = ("weights", "cache")) -> None:
         for n in range(len(self.members)):
             self._safely(n, lambda member: member.wake(tags))
+
+    def metrics(self, seconds: float) -> dict[str, float]:
+        """Of the last `seconds`: the share in which no engine had anything to do, and the engines replaced."""
+        told = {"perf/engine_idle": 1 - self.busy_s / seconds, "errors/engines_lost": float(self.restarts)}
+        self.busy_s, self.restarts = 0.0, 0
+        return told
 
     def close(self) -> None:
         failed = list[BaseException]()
@@ -168,6 +180,8 @@ class SamplerPool:
             if not running.out:
                 del self._running[completion.request_id]
             done.append(replace(completion, index=place))
+        if done and not self._running:
+            self.busy_s += time.perf_counter() - self._since
         self._lost = 0 if done else self._lost
         return done
 
