@@ -5,7 +5,7 @@ without data, which take no time and no memory, and what would be alive is count
 LoRA, gradient checkpointing or bfloat16, and also after the trainer has changed.
 
 Not seen are what kernels use inside, what an allocator keeps of tensors that are gone (`slack`), and what a process
-has before it begins (`BASE`).
+has before it begins (`BASE`). What DeepSpeed's ranks and vLLM's engines take follows from their settings instead.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM
 from k2rl import lora, models
 from k2rl.batch import Example, batches, text_batch
 from k2rl.chat import Chat
+from k2rl.engines.vllm_engine import EngineConfig
 from k2rl.errors import UserError
 from k2rl.losses import objective
 from k2rl.optim.model_optimizer import ModelOptimizer
@@ -51,6 +52,8 @@ _CPU_SLACK = {"all": 0.75, "adapters": 2.0}
 `benchmarks/memory.py`. Where all weights are trained, their gradients and moments fill most of the pieces."""
 _TRIED = (4, 8)
 """Layers."""
+_GATHERED, _REDUCED = 10**9, 5 * 10**8
+"""DeepSpeed's defaults, elements: weights that are whole at a time at ZeRO-3, gradients reduced at once."""
 _TASKS = 300
 
 
@@ -76,14 +79,20 @@ def longest(chat: Chat, tasks: Sequence[Task], budget: Callable[[Task], int], co
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. `held` stays allocated throughout (weights, masters, moments, the sampler's cache, what a critic has of
-    its own), `phases` is what each phase of an iteration needs on top: `sampling`, `gradients`, `update`. `slack` is
-    what the allocator keeps beside tensors, `base` what the process has before it begins."""
+    """Bytes of one device: of one GPU where a run has several, of the whole machine without any.
+
+    `held` stays allocated throughout (weights, masters, moments, the sampler's cache, what a critic has of its own),
+    `phases` is what each phase of an iteration needs on top: `sampling`, `gradients`, `update`. `slack` is what the
+    allocator keeps beside tensors, `base` what the processes have before they begin. `where` says which device in
+    words. `checkpoint` and `model` are what those take on a disk."""
 
     held: Mapping[str, int]
     phases: Mapping[str, int]
     slack: int
     base: int
+    where: str
+    checkpoint: int
+    model: int
 
     @property
     def tensors(self) -> int:
@@ -95,7 +104,7 @@ class Estimate:
         return self.base + self.tensors + self.slack
 
     def to_json(self) -> dict[str, Any]:
-        kept = {"slack": self.slack, "base": self.base, "peak": self.peak}
+        kept = {"slack": self.slack, "base": self.base, "peak": self.peak, "where": self.where}
         return {"held": dict(self.held), "phases": dict(self.phases), **kept}
 
 
@@ -106,19 +115,131 @@ def estimate(recipe: Recipe, config: Any, lengths: Lengths, device: str) -> Esti
     and the others added.
     """
     depth = config.get_text_config().num_hidden_layers
-    with torch.device("meta"):
-        workers = models.one_thread_workers(AutoModelForCausalLM.from_config(config), device)
-    workers = (recipe.trainer.micro_batch_workers or workers) if device == "cpu" else 1
     if depth <= _TRIED[1]:
-        return _tried(recipe, config, lengths, device, workers)
-    few, more = (_tried(recipe, with_layers(config, n), lengths, device, workers) for n in _TRIED)
-    steps = (depth - _TRIED[1]) / (_TRIED[1] - _TRIED[0])
+        counted = _tried(recipe, config, lengths, device)
+    else:
+        few, more = (_tried(recipe, with_layers(config, n), lengths, device) for n in _TRIED)
+        steps = (depth - _TRIED[1]) / (_TRIED[1] - _TRIED[0])
+        counted = {name: round(more[name] + (more[name] - few[name]) * steps) for name in more}
+    held, phases = _of_ranks(recipe, counted, device) if _sharded(recipe) else _of_one(recipe, config, counted, device)
+    if device == "cpu":
+        workers = rank_count(recipe) if _sharded(recipe) else _workers(recipe, config, device)
+        slack = counted["activations"] * workers * _CPU_SLACK["adapters" if recipe.model.lora else "all"]
+        ranks, engines = rank_count(recipe), recipe.rollout.engines if recipe.rollout.engine == "vllm" else 0
+        if engines:
+            held["engines"] = engines * (counted["weights"] + EngineConfig.cache_gib * GIB)
+        if _sharded(recipe):
+            held["driver"] = counted["weights"]
+    else:
+        slack = (sum(held.values()) + max(phases.values())) * _CUDA_SLACK
+        ranks, engines = 0, engines_beside(recipe)
+        # One that sleeps has its share of the GPU only while the trainer waits.
+        if engines and recipe.cluster.colocated:
+            phases["sampling"] = engines * engine_share(recipe)
+        elif engines:
+            held["engines"] = engines * engine_share(recipe)
+    base = BASE[device] * (1 + engines + (ranks if _sharded(recipe) else 0))
+    # DeepSpeed has masters of float32 weights too.
+    masters = 4 * counted["trained"] if _sharded(recipe) else counted["masters"]
+    trained = counted["trained"] * models.dtype_named(recipe.model.dtype).itemsize
+    checkpoint = trained + masters + counted["moments"]
+    return Estimate(held, phases, round(slack), base, _where(recipe, device, engines), checkpoint, counted["weights"])
 
-    def at_depth(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
-        return {name: round(b[name] + (b[name] - a[name]) * steps) for name in b}
 
-    slack = at_depth({"slack": few.slack}, {"slack": more.slack})["slack"]
-    return Estimate(at_depth(few.held, more.held), at_depth(few.phases, more.phases), slack, more.base)
+def _where(recipe: Recipe, device: str, engines: int) -> str:
+    beside = f" and {_several(engines, 'engine')}" if engines else ""
+    if not _sharded(recipe):
+        return f"this process{beside}"
+    ranks = rank_count(recipe)
+    return (
+        f"each of {_several(ranks, 'GPU')}" if device == "cuda" else f"this process, {_several(ranks, 'rank')}{beside}"
+    )
+
+
+def _of_one(
+    recipe: Recipe, config: Any, counted: Mapping[str, int], device: str
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Held, and needed by phases, by a trainer in this process."""
+    held = {name: counted[name] for name in ("weights", "masters", "cache", "moments", "critic")}
+    workers = _workers(recipe, config, device)
+    waiting = 0 if workers == 1 else (2 * workers + 1) * counted["gradients"]
+    return held, {
+        "sampling": counted["sampling"],
+        "gradients": counted["before"] + counted["activations"] * workers + waiting,
+        "update": counted["gradients"] + counted["update"] - counted["moments"],
+    }
+
+
+def _of_ranks(recipe: Recipe, counted: Mapping[str, int], device: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Held, and needed by phases, by a rank on its GPU, or by all of them together on a CPU."""
+    trainer, ranks = recipe.trainer, rank_count(recipe)
+    size = models.dtype_named(recipe.model.dtype).itemsize
+    trained, share = counted["trained"], -(-counted["trained"] // ranks)
+    here = 1 if device == "cpu" or not trainer.offload else 0
+    held = {
+        "weights": counted["weights"] // (ranks if trainer.zero_stage == 3 else 1),
+        "masters": 4 * share * here,
+        "moments": counted["moments"] // ranks * here,
+        # DeepSpeed adds them up in the weights' dtype.
+        "gradients": size * (trained if trainer.zero_stage == 1 else share) * here,
+    }
+    gathered = min(size * _GATHERED, counted["weights"]) if trainer.zero_stage == 3 else 0
+    reduced = size * (_REDUCED if device == "cuda" else min(_REDUCED, trained))
+    phases = {
+        "sampling": 0,
+        "gradients": counted["activations"] + gathered + reduced,
+        # The share's gradients in float32, and AdamW's denominators.
+        "update": 2 * 4 * share * here,
+    }
+    if device == "cuda":
+        return held, phases
+    # A critic with weights of its own, and an engine that is not vLLM, are in the driver.
+    alone = {"cache": counted["cache"], "critic": counted["critic"]}
+    together = {name: ranks * n for name, n in phases.items()} | {"sampling": counted["sampling"]}
+    return {name: ranks * n for name, n in held.items()} | alone, together
+
+
+def _sharded(recipe: Recipe) -> bool:
+    return recipe.trainer.backend == "deepspeed"
+
+
+def _workers(recipe: Recipe, config: Any, device: str) -> int:
+    """Threads that differentiate micro-batches at the same time."""
+    if device != "cpu":
+        return 1
+    with torch.device("meta"):
+        own = models.one_thread_workers(AutoModelForCausalLM.from_config(config), device)
+    return recipe.trainer.micro_batch_workers or own
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def rank_count(recipe: Recipe) -> int:
+    """How many ranks the trainer has, as far as this machine can tell."""
+    return (recipe.trainer.ranks or torch.cuda.device_count() or 2) if _sharded(recipe) else 1
+
+
+def engines_beside(recipe: Recipe) -> int:
+    """How many engines a GPU has at most beside its rank."""
+    rollout, ranks = recipe.rollout, rank_count(recipe)
+    if rollout.engine != "vllm":
+        return 0
+    alone = recipe.cluster.address == "none" and torch.cuda.device_count() == 1
+    together = recipe.cluster.colocated or alone
+    return -(-rollout.engines * rollout.tensor_parallel // ranks) if together else 0
+
+
+def engine_share(recipe: Recipe) -> int:
+    """Bytes of a GPU that a vLLM engine takes: weights, what a step needs, and keys and values in all the rest."""
+    share = recipe.rollout.engine_args.get("gpu_memory_utilization", EngineConfig.memory_share)
+    return int(share * whole_gpu())
+
+
+def whole_gpu() -> int:
+    """Bytes of the GPU here, free or not."""
+    return int(torch.cuda.mem_get_info()[1])
 
 
 def with_layers(config: Any, layers: int) -> Any:
@@ -131,44 +252,38 @@ def with_layers(config: Any, layers: int) -> Any:
     return config
 
 
-def _tried(recipe: Recipe, config: Any, lengths: Lengths, device: str, workers: int) -> Estimate:
+def _tried(recipe: Recipe, config: Any, lengths: Lengths, device: str) -> dict[str, int]:
+    """Bytes that one process without others takes, by what they are for; `trained` are elements."""
     live = _Live()
     with live:
         model = without_data(recipe, config)
-        held = {"weights": live.now}
+        counted = {"weights": live.now}
         trainer = TorchTrainer(model, objective(recipe.objective), recipe.optim, recipe.trainer.micro_batch_tokens, 1)
         trainer.token_logprobs.chunk = CHUNK[device]
-        held["masters"] = live.now - sum(held.values())
-        decoder = _decoder(model, recipe, lengths)
-        held["cache"] = live.now - sum(held.values())
+        counted["masters"] = live.now - sum(counted.values())
+        decoder = _decoder(model, recipe, lengths) if recipe.rollout.engine == "torch" else None
+        counted["cache"] = live.now - sum(counted.values())
         with live.phase() as sampling:
-            _sample(recipe, decoder, lengths, live, device)
+            if decoder is not None:
+                _sample(recipe, decoder, lengths, live, device)
         _add_gradients(model)
-        gradients = live.now - sum(held.values())
+        gradients = live.now - sum(counted.values())
         with live.phase() as update:
             trainer.optimizer.step(1e-6)
-        held["moments"] = live.now - sum(held.values())
+        counted["moments"] = live.now - sum(counted.values())
         critic = _critic(recipe, config, model)
-        held["critic"] = live.now - sum(held.values())
+        counted["critic"] = live.now - sum(counted.values())
         rollouts = recipe.rollout.tasks * recipe.rollout.group_size // recipe.trainer.updates_per_iteration
-        if rollouts * lengths.whole > recipe.trainer.micro_batch_tokens:
+        if _sharded(recipe) or rollouts * lengths.whole > recipe.trainer.micro_batch_tokens:
             _add_gradients(model)  # those of the micro-batches before
-        before = live.now - sum(held.values())
+        before = live.now - sum(counted.values())
         with live.phase() as training:
             live.training = True
             trainer.accumulate(_batch(recipe, lengths))
         del critic
-    waiting = 0 if workers == 1 else (2 * workers + 1) * gradients
-    phases = {
-        "sampling": sampling.peak,
-        "gradients": before + training.peak * workers + waiting,
-        "update": gradients + update.peak - held["moments"],
-    }
-    if device == "cpu":
-        slack = training.peak * workers * _CPU_SLACK["adapters" if recipe.model.lora else "all"]
-    else:
-        slack = (sum(held.values()) + max(phases.values())) * _CUDA_SLACK
-    return Estimate(held, phases, round(slack), BASE[device])
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    needed = {"sampling": sampling.peak, "before": before, "activations": training.peak, "update": update.peak}
+    return counted | needed | {"gradients": gradients, "trained": trained}
 
 
 def _critic(recipe: Recipe, config: Any, model: Any) -> list[Any]:
@@ -369,8 +484,12 @@ def _changes(recipe: Recipe, lengths: Lengths, device: str) -> Iterator[str]:
         yield "trainer.gradient_checkpointing=true"
     if recipe.rollout.slots > 16:
         yield f"rollout.slots={max(16, recipe.rollout.slots // 4)}"
+    if _sharded(recipe) and recipe.trainer.zero_stage < 3:
+        yield "trainer.zero_stage=3"
     if recipe.model.dtype != "bfloat16" and device == "cuda":
         yield "model.dtype=bfloat16"
+    if _sharded(recipe) and device == "cuda" and not recipe.trainer.offload:
+        yield "trainer.offload=true"
     if recipe.model.lora is None:
         yield "model.lora.rank=16"
     if recipe.model.dtype != "bfloat16" and device == "cpu":  # slow there

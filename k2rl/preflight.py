@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +38,8 @@ def examine(recipe: Recipe, run_dir: Path) -> tuple[list[Check], Estimate | None
         return value
 
     device = attempt("device", lambda: _device(recipe))
+    if wanted := _wanted(recipe):
+        attempt("processes", lambda: _processes(recipe, wanted))
     model = attempt("model", lambda: _model(recipe))
     envs = attempt("environments", lambda: _environments(recipe))
     if model is None or envs is None:
@@ -58,6 +61,28 @@ def _device(recipe: Recipe) -> tuple[str, str]:
     device = models.pick_device(recipe.model.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return ("cuda" if device.type == "cuda" else "cpu"), f"{device} {name}".strip()
+
+
+def _wanted(recipe: Recipe) -> list[str]:
+    """The extras without which a recipe's processes can't be started."""
+    wanted = {"vllm": recipe.rollout.engine == "vllm", "deepspeed": recipe.trainer.backend == "deepspeed"}
+    return [name for name, needed in {**wanted, "ray": recipe.cluster.address != "none"}.items() if needed]
+
+
+def _processes(recipe: Recipe, wanted: Sequence[str]) -> tuple[int, str]:
+    """The GPUs they need; none are asked for on a machine without any."""
+    import torch
+
+    if missing := [name for name in wanted if find_spec(name) is None]:
+        raise UserError(f"not installed: {', '.join(missing)}: pip install 'k2rl[{','.join(missing)}]'")
+    rollout, ranks = recipe.rollout, memory.rank_count(recipe)
+    engines = rollout.engines if rollout.engine == "vllm" else 0
+    apart = 0 if recipe.cluster.colocated or recipe.trainer.backend == "torch" else engines * rollout.tensor_parallel
+    gpus, needed = torch.cuda.device_count(), ranks + apart
+    if gpus and needed > gpus and recipe.cluster.address in ("none", "local"):
+        raise UserError(f"{needed} GPUs needed, {gpus} here: lower trainer.ranks or rollout.engines")
+    there = "in the cluster, which is not asked" if recipe.cluster.address not in ("none", "local") else f"{gpus} here"
+    return needed, f"trainer ranks: {ranks}, engines: {engines}, GPUs: {there}"
 
 
 def _model(recipe: Recipe) -> tuple[Description, str]:
@@ -105,7 +130,8 @@ def _tasks(recipe: Recipe, model: Description, envs: EnvPool) -> tuple[Lengths, 
 
 def _memory(recipe: Recipe, model: Description, lengths: Lengths, device: str, estimate: Estimate) -> Check:
     free = memory.available(device)
-    found = f"about {estimate.peak / GIB:.1f} GiB needed, {free / GIB:.1f} GiB free"
+    what = "" if estimate.where == "this process" else f" by {estimate.where}"
+    found = f"about {estimate.peak / GIB:.1f} GiB needed{what}, {free / GIB:.1f} GiB free"
     if estimate.peak <= free * _TIGHT:
         return Check("memory", "ok", found)
     changes, best = memory.remedies(recipe, model.config, lengths, device, int(free * _TIGHT))
@@ -126,9 +152,7 @@ def _disk(recipe: Recipe, run_dir: Path, estimate: Estimate) -> Check:
 
 def checkpoint_bytes(recipe: Recipe, estimate: Estimate) -> int:
     """What a run's folder takes at most: the checkpoints kept, one more being written, and the model."""
-    moments, masters, weights = (estimate.held[key] for key in ("moments", "masters", "weights"))
-    trained = masters // 2 if masters else weights if recipe.model.lora is None else moments // 2
-    return (trained + masters + moments) * (recipe.run.checkpoints_kept + 1) + weights
+    return estimate.checkpoint * (recipe.run.checkpoints_kept + 1) + estimate.model
 
 
 def breakdown(estimate: Estimate) -> Iterator[dict[str, str]]:
@@ -136,5 +160,5 @@ def breakdown(estimate: Estimate) -> Iterator[dict[str, str]]:
     for name, size in [*estimate.held.items(), *((f"while {k}", v) for k, v in estimate.phases.items())]:
         yield {"what": name, "GiB": f"{size / GIB:.2f}"}
     yield {"what": "kept by the allocator", "GiB": f"{estimate.slack / GIB:.2f}"}
-    yield {"what": "the process itself", "GiB": f"{estimate.base / GIB:.2f}"}
-    yield {"what": "peak", "GiB": f"{estimate.peak / GIB:.2f}"}
+    yield {"what": "the processes themselves", "GiB": f"{estimate.base / GIB:.2f}"}
+    yield {"what": f"peak of {estimate.where}", "GiB": f"{estimate.peak / GIB:.2f}"}
