@@ -125,25 +125,32 @@ def estimate(recipe: Recipe, config: Any, lengths: Lengths, device: str) -> Esti
     if device == "cpu":
         workers = rank_count(recipe) if _sharded(recipe) else _workers(recipe, config, device)
         slack = counted["activations"] * workers * _CPU_SLACK["adapters" if recipe.model.lora else "all"]
-        ranks, engines = rank_count(recipe), recipe.rollout.engines if recipe.rollout.engine == "vllm" else 0
-        if engines:
-            held["engines"] = engines * (counted["weights"] + EngineConfig.cache_gib * GIB)
+        engines = recipe.rollout.engines if recipe.rollout.engine == "vllm" else 0
+        processes = 1 + engines + (rank_count(recipe) if _sharded(recipe) else 0)
+        each = counted["weights"] + EngineConfig.cache_gib * GIB
         if _sharded(recipe):
             held["driver"] = counted["weights"]
     else:
         slack = (sum(held.values()) + max(phases.values())) * _CUDA_SLACK
-        ranks, engines = 0, engines_beside(recipe)
-        # One that sleeps has its share of the GPU only while the trainer waits.
-        if engines and recipe.cluster.colocated:
-            phases["sampling"] = engines * engine_share(recipe)
-        elif engines:
-            held["engines"] = engines * engine_share(recipe)
-    base = BASE[device] * (1 + engines + (ranks if _sharded(recipe) else 0))
+        engines = engines_beside(recipe)
+        processes = 1 + engines
+        each = engine_share(recipe) if engines else 0
+    # Also one that sleeps while the trainer works: what that worked with its allocator keeps.
+    if engines:
+        held["engines"] = engines * each
     # DeepSpeed has masters of float32 weights too.
     masters = 4 * counted["trained"] if _sharded(recipe) else counted["masters"]
     trained = counted["trained"] * models.dtype_named(recipe.model.dtype).itemsize
     checkpoint = trained + masters + counted["moments"]
-    return Estimate(held, phases, round(slack), base, _where(recipe, device, engines), checkpoint, counted["weights"])
+    return Estimate(
+        held,
+        phases,
+        round(slack),
+        BASE[device] * processes,
+        _where(recipe, device, engines),
+        checkpoint,
+        counted["weights"],
+    )
 
 
 def _where(recipe: Recipe, device: str, engines: int) -> str:
