@@ -126,3 +126,58 @@ def test_logits_are_never_there_as_a_whole() -> None:
 def test_workers_each_take_what_one_takes() -> None:
     one, two = estimated(), estimated("trainer.micro_batch_workers=2")
     assert two.phases["gradients"] > 1.9 * one.phases["gradients"]
+
+
+def on_ranks(stage: int, *more: str, device: str = "cuda") -> Estimate:
+    chosen = recipe("trainer.backend=deepspeed", "trainer.ranks=4", f"trainer.zero_stage={stage}", *more)
+    return estimate(chosen, config(), LENGTHS, device)
+
+
+def test_a_rank_holds_its_share() -> None:
+    n = parameters(config())
+    found = {stage: on_ranks(stage, "model.dtype=bfloat16") for stage in (1, 2, 3)}
+    whole, share = 2 * n, pytest.approx(2 * n / 4, rel=0.01)
+    assert [round(f.held["weights"], -3) for f in found.values()][:2] == [round(whole, -3)] * 2
+    assert found[3].held["weights"] == share
+    assert found[1].held["gradients"] == whole
+    assert found[2].held["gradients"] == found[3].held["gradients"] == share
+    for one in found.values():
+        assert one.held["masters"] == pytest.approx(n, rel=0.01)
+        assert one.held["moments"] == pytest.approx(2 * n, rel=0.01)
+        assert "cache" not in one.held, "a sampler that is not vLLM is in the run's own process"
+        assert one.checkpoint == pytest.approx(14 * n, rel=0.01), "whole, whatever a rank has of it"
+        assert one.where == "each of 4 GPUs"
+    assert on_ranks(2).held["masters"] == pytest.approx(n, rel=0.01), "also of float32 weights"
+    away = on_ranks(2, "trainer.offload=true")
+    assert (away.held["masters"], away.held["moments"], away.held["gradients"]) == (0, 0, 0)
+
+
+def test_on_a_cpu_all_processes_share_the_memory() -> None:
+    n = parameters(config())
+    found = on_ranks(3, "rollout.engine=vllm", "rollout.engines=2", device="cpu")
+    assert found.held["moments"] == pytest.approx(8 * n, rel=0.01)
+    assert found.held["driver"] == pytest.approx(4 * n, rel=0.01)
+    assert found.held["engines"] == pytest.approx(2 * (memory.GIB + 4 * n), rel=0.01)
+    assert found.base == 7 * memory.BASE["cpu"]
+    assert found.where == "this process, 4 ranks and 2 engines"
+
+
+def test_an_engine_has_its_share_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "whole_gpu", lambda: 10 * memory.GIB)
+
+    def beside(*more: str) -> Estimate:
+        return estimate(recipe("rollout.engine=vllm", *more), config(), LENGTHS, "cuda")
+
+    assert beside().held["engines"] == 4 * memory.GIB
+    assert beside().held["cache"] == 0
+    assert beside("rollout.engine_args={gpu_memory_utilization: 0.25}").held["engines"] == 2.5 * memory.GIB
+    assert "engines" not in beside("cluster.colocated=false").held
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert beside("cluster.colocated=false").held["engines"] == 4 * memory.GIB, "there is no other GPU"
+
+
+def test_what_may_help_ranks() -> None:
+    of_ranks = recipe("trainer.backend=deepspeed")
+    assert {"trainer.zero_stage=3", "trainer.offload=true"} <= set(memory._changes(of_ranks, LENGTHS, "cuda"))
+    assert "trainer.offload=true" not in memory._changes(of_ranks, LENGTHS, "cpu")
+    assert not any("zero" in change or "offload" in change for change in memory._changes(recipe(), LENGTHS, "cuda"))

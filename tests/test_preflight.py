@@ -119,3 +119,33 @@ def test_a_run_that_will_not_fit_says_so_and_starts(
     monkeypatch.setattr(memory, "available", lambda device: 1 << 20)
     build(recipe(tiny_folder, "run.eval_tasks=0")).close()
     assert "memory: this run needs about" in capsys.readouterr().err
+
+
+def test_processes_that_can_not_be_started_are_named(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, gpus = {"ray", "deepspeed"}, 0
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr(preflight, "find_spec", lambda name: name if name in there else None)
+    chosen = recipe(tiny_folder, "cluster.address=local", "trainer.ranks=2", "rollout.engines=2")
+    chosen.model.device = "cpu"
+    checks, _ = checked(chosen, tmp_path)
+    assert checks["processes"].status == "broken"
+    assert checks["processes"].fix == "pip install 'k2rl[vllm]'"
+    there.add("vllm")
+    checks, estimate = checked(chosen, tmp_path)
+    assert checks["processes"].found == "trainer ranks: 2, engines: 2, GPUs: 0 here"
+    assert estimate is not None
+    assert "by this process, 2 ranks and 2 engines" in checks["memory"].found
+    gpus = 3
+    apart = recipe(tiny_folder, "cluster.address=local", "cluster.colocated=false", "trainer.ranks=2")
+    apart.model.device = "cpu"
+    for each in (chosen, apart):
+        checks, _ = checked(each, tmp_path)
+        assert checks["processes"].status == "ok"
+    apart.rollout.engines = 2
+    checks, _ = checked(apart, tmp_path)
+    assert checks["processes"].found == "4 GPUs needed, 3 here"
+    apart.cluster.address = "auto"
+    checks, _ = checked(apart, tmp_path)
+    assert checks["processes"].found.endswith("in the cluster, which is not asked")
