@@ -118,6 +118,9 @@ class Trainer(Protocol):
     def files(self) -> frozenset[str]:
         """The names of the files that `save` writes."""
 
+    def release(self) -> None:
+        """Give back what is reserved of the device's memory and not in use, before an engine wakes there."""
+
     def bring_home(self, model: Any) -> None:
         """Copy what is trained into `model`, which is this process's own."""
 

@@ -25,7 +25,7 @@ from k2rl.errors import UserError
 from k2rl.eval_policy import sampled_and_greedy
 from k2rl.lora import weights_of
 from k2rl.losses import Objective, objective
-from k2rl.models import Policy, checkpoint_layers, load_policy, place, save_policy
+from k2rl.models import Policy, checkpoint_layers, load_policy, pick_device, place, save_policy
 from k2rl.progress import console
 from k2rl.protocols import Sampler, Trainer
 from k2rl.recipe import EnvSpec, Recipe
@@ -84,7 +84,8 @@ class Parts:
             own, wide = parameter.numel() * parameter.element_size(), 4 * parameter.numel()
             size += own
             if parameter.requires_grad:
-                checkpoint += own + 2 * wide + (wide if own < wide else 0)
+                apart = own < wide or self.recipe.trainer.backend == "deepspeed"
+                checkpoint += own + 2 * wide + (wide if apart else 0)
         if self.critic is not None and (learner := self.critic.learner) is not None:
             for parameter in learner.model.parameters():
                 if parameter.requires_grad:
@@ -296,7 +297,7 @@ def _tasks(recipe: Recipe, envs: EnvPool, policy: Policy) -> tuple[dict[str, lis
 def _warn_of_memory(recipe: Recipe, policy: Policy, envs: EnvPool, tasks: Mapping[str, Sequence[Task]]) -> None:
     """Say so where the run is likely to need more memory than there is. It starts all the same: this is an estimate,
     which takes seconds and is left out for a model that is small for its machine."""
-    device = "cuda" if policy.model.device.type == "cuda" else "cpu"
+    device = "cuda" if pick_device(recipe.model.device).type == "cuda" else "cpu"
     weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
     room = memory.available(device) + weights
     if weights * _SMALL < room:

@@ -70,6 +70,7 @@ class Sync:
         """
         started = time.perf_counter()
         if self._asleep:
+            self.trainer.release()
             self.sampler.wake(["weights"])
         self.sampler.publish(self.trainer.named_tensors(), version)
         if self._asleep:

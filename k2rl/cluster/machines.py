@@ -26,6 +26,8 @@ from k2rl.recipe import Recipe
 _CPUS = 0.1
 """What a bundle reserves: Ray places by GPUs, and a machine's processors are shared by all on it."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_HERE = 0.001
+"""Of the resource that every machine has of itself."""
 _PLACING_S = 120
 _ANSWER_S = 10
 
@@ -146,6 +148,9 @@ class RayCluster:
             self._gpu = 1.0 if gpus else 0.0
             self._shared = self._colocated and self.rank_count > 0
             bundles = [self._bundle(1)] * self.rank_count
+            if bundles:
+                # Weights leave rank 0 by shared memory, for the engines beside it and for the driver at the end.
+                bundles[0] = {**bundles[0], f"node:{ray.util.get_node_ip_address()}": _HERE}
             bundles += [] if self._shared else [self._bundle(self._parallel)] * engines
             self._group = placement_group(bundles, strategy="PACK")
             if not self._group.wait(_PLACING_S):

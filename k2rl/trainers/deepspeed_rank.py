@@ -179,6 +179,10 @@ class Rank:
                 found += [(row, logprobs[n][said[n]].numpy()) for n, row in enumerate(rows.tolist())]
         return found
 
+    def release(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _rows(self, batch: Batch | TextBatch) -> Iterator[torch.Tensor]:
         return slices(batch, self.config.trainer.micro_batch_tokens, self.loss.token_logprobs.packed)
 

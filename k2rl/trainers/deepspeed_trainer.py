@@ -52,6 +52,9 @@ class DeepSpeedTrainer:
         count = len(self.ranks)
         return frozenset({"weights.safetensors", *(share_file(self._stage, n, count) for n in range(count))})
 
+    def release(self) -> None:
+        ask_all(self.ranks, "release")
+
     @torch.no_grad()
     def bring_home(self, model: Any) -> None:
         own = dict(model.named_parameters())

@@ -100,6 +100,10 @@ class TorchTrainer:
     def files(self) -> frozenset[str]:
         return frozenset({"weights.safetensors", "optimizer.safetensors"})
 
+    def release(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def bring_home(self, model: Any) -> None:
         assert model is self.model, "it is trained where it is"
 
