@@ -79,10 +79,10 @@ class Sync:
         if getattr(self.sampler, "shared", False):
             return {}
         published = time.perf_counter() - started
-        members = self.sampler.members if isinstance(self.sampler, SamplerPool) else [self.sampler]
         if self.sampler.version != version:
             raise RunError(f"weights of version {version} were published, the sampler says {self.sampler.version}")
-        gap = max(self.prove(member) for member in members)
+        pool = self.sampler if isinstance(self.sampler, SamplerPool) else None
+        gap = max(pool.each(self.prove)) if pool else self.prove(self.sampler)
         return {
             "sync/gap": gap,
             "time/sync_publish": published,

@@ -90,10 +90,23 @@ def ask(worker: Worker, method: str, *arguments: Any) -> Any:
 
 
 def ask_all(workers: Sequence[Worker], method: str, *arguments: Any) -> list[Any]:
-    """The same of all at once."""
+    """The same of all at once. Where some fail, the others have answered before the first failure is raised."""
+    failed, told = list[Exception](), list[Any]()
+    asked = list[Worker]()
     for worker in workers:
-        worker.send(method, *arguments)
-    return [worker.receive() for worker in workers]
+        try:
+            worker.send(method, *arguments)
+            asked.append(worker)
+        except RunError as error:
+            failed.append(error)
+    for worker in asked:
+        try:
+            told.append(worker.receive())
+        except (RunError, UserError) as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
+    return told
 
 
 def close_all(workers: Sequence[Worker]) -> None:

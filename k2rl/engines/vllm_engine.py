@@ -109,6 +109,7 @@ class Engine:
         self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         self._samples: dict[str, _Sample] = {}
         self._numbers = 0
+        self._updating = False
         self.version = 0
 
     @property
@@ -186,17 +187,24 @@ class Engine:
         if self.busy:
             raise ValueError("new weights while samples are under way: poll them to the end or abort them first")
         self._engine.collective_rpc("start_weight_update")
+        self._updating = True
 
     def load(self, bucket: Bucket) -> None:
         self._engine.collective_rpc("update_weights", args=({"bucket": bucket},))
 
     def finish_update(self, version: int) -> None:
         """From now on everything is of these weights: what the cache holds is of the old ones."""
-        self._engine.collective_rpc("finish_weight_update")
+        self.rewind()
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("vLLM could not reset its prefix cache: it would go on from keys of the old weights")
         self._engine.set_weight_version(str(version))
         self.version = version
+
+    def rewind(self) -> None:
+        """End an update under way, whatever has arrived of it."""
+        if self._updating:
+            self._engine.collective_rpc("finish_weight_update")
+            self._updating = False
 
     def differing(self, bucket: Bucket) -> dict[str, float]:
         """Which of a bucket's tensors the model did not hold, and by how much; from now on it does."""

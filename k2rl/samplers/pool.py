@@ -103,13 +103,7 @@ class SamplerPool:
 
     def abort(self, ids: Iterable[str] | None = None) -> list[Completion]:
         wanted = None if ids is None else list(ids)
-        done = list[Completion]()
-        for n in range(len(self.members)):
-            found = self._safely(n, lambda member: member.abort(wanted))
-            if found is None:
-                found = self.members[n].abort(wanted)
-            done += self._known(found)
-        return done
+        return [one for found in self.each(lambda member: member.abort(wanted)) for one in self._known(found)]
 
     def score_labels(self, prompts: Sequence[Sequence[int]], label_ids: Sequence[int]) -> NDArray[np.float32]:
         if self._running:
@@ -136,16 +130,30 @@ class SamplerPool:
     def publish(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         if self._running:
             raise ValueError("publish while samples are under way: poll them to the end or abort them first")
-        VllmSampler.publish_all(self.members, named_tensors, version)
+        try:
+            VllmSampler.publish_all(self.members, named_tensors, version)
+        except WorkerGoneError:
+            # Whoever it is does not answer and is replaced; all begin again.
+            self.each(lambda member: member.rewind())
+            VllmSampler.publish_all(self.members, self._weights(), version)
         self.version = version
 
-    def sleep(self) -> None:
+    def each(self, call: Callable[[VllmSampler], T]) -> list[T]:
+        """What `call` returns of each member, or of whoever has taken its place."""
+        told = []
         for n in range(len(self.members)):
-            self._safely(n, lambda member: member.sleep())
+            try:
+                told.append(call(self.members[n]))
+            except WorkerGoneError as gone:
+                self._replace(n, gone)
+                told.append(call(self.members[n]))
+        return told
+
+    def sleep(self) -> None:
+        self.each(lambda member: member.sleep())
 
     def wake(self, tags: Sequence[str] = ("weights", "cache")) -> None:
-        for n in range(len(self.members)):
-            self._safely(n, lambda member: member.wake(tags))
+        self.each(lambda member: member.wake(tags))
 
     def metrics(self, seconds: float) -> dict[str, float]:
         """Of the last `seconds`: the share in which no engine had anything to do, and the engines replaced."""

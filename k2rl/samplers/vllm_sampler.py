@@ -122,6 +122,10 @@ class VllmSampler:
             found |= ask(self.engine, "differing", bucket)
         return found
 
+    def rewind(self) -> None:
+        """Forget an update that has begun and not ended: the next one begins anew."""
+        ask(self.engine, "rewind")
+
     def sleep(self) -> None:
         ask(self.engine, "sleep")
 
