@@ -165,7 +165,7 @@ def test_an_engine_that_is_killed_is_replaced_and_no_rollout_is_lost_or_doubled(
     for path in sorted((folder / "rollouts").glob("*.gz")):
         rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
         assert len(rows) == 40
-        assert len({(row["task"]["id"], row["k"]) for row in rows}) == 40
+        assert len({(row["task_id"], row["k"]) for row in rows}) == 40
     nothing_is_left(before)
 
 
