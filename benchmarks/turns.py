@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -83,7 +83,7 @@ def spread(lengths: Sequence[float]) -> Measured:
 
 
 def facts(packages: Sequence[str]) -> dict[str, Any]:
-    """Machine, versions, commit."""
+    """Machine, versions of the packages that are installed, commit."""
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
         "schema_version": 1,
@@ -91,10 +91,17 @@ def facts(packages: Sequence[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "passive"),
-        **{name: version(name) for name in packages},
+        **{name: found for name in packages if (found := _version(name))},
         "load_average": os.getloadavg(),
         "commit": git.stdout.strip(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu() -> str:
