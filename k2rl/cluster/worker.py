@@ -13,7 +13,7 @@ import faulthandler
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -91,22 +91,31 @@ def ask(worker: Worker, method: str, *arguments: Any) -> Any:
 
 def ask_all(workers: Sequence[Worker], method: str, *arguments: Any) -> list[Any]:
     """The same of all at once. Where some fail, the others have answered before the first failure is raised."""
-    failed, told = list[Exception](), list[Any]()
-    asked = list[Worker]()
+    return asked_all(workers, method, *arguments)()
+
+
+def asked_all(workers: Sequence[Worker], method: str, *arguments: Any) -> Callable[[], list[Any]]:
+    """The first half of `ask_all`: they have been asked. What is returned is the second, to be called once."""
+    failed, asked = list[Exception](), list[Worker]()
     for worker in workers:
         try:
             worker.send(method, *arguments)
             asked.append(worker)
         except RunError as error:
             failed.append(error)
-    for worker in asked:
-        try:
-            told.append(worker.receive())
-        except (RunError, UserError) as error:
-            failed.append(error)
-    if failed:
-        raise failed[0]
-    return told
+
+    def answers() -> list[Any]:
+        told = list[Any]()
+        for worker in asked:
+            try:
+                told.append(worker.receive())
+            except (RunError, UserError) as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
+        return told
+
+    return answers
 
 
 def close_all(workers: Sequence[Worker]) -> None:

@@ -1,10 +1,10 @@
-"""Weights from one process to another of the same machine: a block of shared memory, filled again and again.
+"""Weights from one process to another of the same machine: two blocks of shared memory, filled in turn.
 
     with Outbox(bucket_bytes) as outbox:
-        for bucket in outbox.fill(named_tensors):   # what the block holds now, until the next one is asked for
-            receiver.load(read(bucket))             # in the other process
+        for bucket in outbox.fill(named_tensors):   # what a block holds now, until the next but one is asked for
+            receiver.load(read(bucket))             # in the other process, while the other block is filled
 
-The block stays mapped between updates: a file of the same size would cost ten times the copy.
+The blocks stay mapped between updates: a file of the same size would cost ten times the copy.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import torch
 
 from k2rl.errors import RunError
 
-BUCKET = 512 << 20
-"""Bytes of weights under way at a time."""
+BUCKET = 64 << 20
+"""Bytes of weights that are sent at a time: so few that both ends are busy soon."""
 _ALIGNED = 64
+_BLOCKS = 2
 _SHM = "/dev/shm"
 
 
@@ -52,31 +53,35 @@ class Bucketed(Protocol):
     """Weights that another process has put into shared memory already."""
 
     def buckets(self) -> Iterator[Bucket]:
-        """All of them; what was there before is gone when the next one is asked for."""
+        """All of them; one is gone when the next but one is asked for."""
 
 
 class Outbox:
-    """The sender's end. It owns the block, which grows where a single tensor is larger.
+    """The sender's end. It owns the blocks, which grow where a single tensor is larger.
 
     Args:
-        bucket_bytes: the block's size; half of what the machine has left at most, which is `bytes`.
+        bucket_bytes: the size of a block; both have half of what the machine has left at most. `bytes` says which.
 
     Raises:
         RunError: a tensor is larger than the shared memory that is left, as in a container with a small /dev/shm.
     """
 
     def __init__(self, bucket_bytes: int) -> None:
-        self.bytes = max(min(bucket_bytes, _left() // 2), 1)
-        self._block: SharedMemory | None = None
+        self.bytes = max(min(bucket_bytes, _left() // (2 * _BLOCKS)), 1)
+        self._blocks: list[SharedMemory | None] = [None] * _BLOCKS
+        self._turn = 0
 
     def fill(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Bucket]:
-        """All tensors, as many at a time as fit. What was filled before is gone when the next one is asked for."""
+        """All tensors, as many at a time as fit; one larger than that by itself.
+
+        What was filled is gone when the next bucket but one is asked for, in this call or another.
+        """
         entries, end = list[Entry](), 0
         for name, tensor in named_tensors:
             start = -(-end // _ALIGNED) * _ALIGNED
             size = tensor.numel() * tensor.element_size()
-            if entries and start + size > self._room(0):
-                yield Bucket(self._opened(0).name, tuple(entries))
+            if entries and start + size > self.bytes:
+                yield self._filled(entries)
                 entries, start = [], 0
             block = self._opened(start + size)
             entry = Entry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), start)
@@ -84,13 +89,11 @@ class Outbox:
             entries.append(entry)
             end = start + size
         if entries:
-            yield Bucket(self._opened(0).name, tuple(entries))
+            yield self._filled(entries)
 
     def close(self) -> None:
-        if self._block is not None:
-            self._block.close()
-            self._block.unlink()
-            self._block = None
+        for turn in range(_BLOCKS):
+            self._give_back(turn)
 
     def __enter__(self) -> Outbox:
         return self
@@ -100,41 +103,53 @@ class Outbox:
     ) -> None:
         self.close()
 
-    def _room(self, needed: int) -> int:
-        return max(self.bytes, needed, self._block.size if self._block else 0)
+    def _filled(self, entries: list[Entry]) -> Bucket:
+        """What the block at hand holds; the other one is next."""
+        block = self._opened(0)
+        self._turn = (self._turn + 1) % _BLOCKS
+        return Bucket(block.name, tuple(entries))
 
     def _opened(self, needed: int) -> SharedMemory:
-        if self._block is None or self._block.size < needed:
-            self.close()
-            size = self._room(needed)
+        block = self._blocks[self._turn]
+        if block is None or block.size < needed:
+            self._give_back(self._turn)
+            size = max(self.bytes, needed)
             # Beyond what is left a write would kill the process.
             if size > _left():
                 raise RunError(
                     f"{size >> 20} MiB of shared memory are needed for a tensor, {_left() >> 20} MiB are left"
                 )
-            self._block = SharedMemory(create=True, size=size)
-        return self._block
+            block = self._blocks[self._turn] = SharedMemory(create=True, size=size)
+        return block
+
+    def _give_back(self, turn: int) -> None:
+        if (block := self._blocks[turn]) is not None:
+            block.close()
+            block.unlink()
+            self._blocks[turn] = None
 
 
 class Inbox:
-    """The receiver's end: blocks it has been told of, the last one kept mapped."""
+    """The receiver's end: blocks it has been told of, the last ones kept mapped."""
 
     def __init__(self) -> None:
-        self._block: SharedMemory | None = None
+        self._blocks: dict[str, SharedMemory] = {}
 
     def read(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors of a bucket, as views of the block: to be copied before the sender goes on."""
-        if self._block is None or self._block.name != bucket.block:
-            self.close()
+        """The tensors of a bucket, as views of its block: to be copied before the sender is done with the next one."""
+        block = self._blocks.pop(bucket.block, None)
+        if block is None:
             # The sender unlinks it; a tracker of this process would do so too, and warn.
-            self._block = _attached(bucket.block)
+            block = _attached(bucket.block)
+        self._blocks[bucket.block] = block
+        while len(self._blocks) > _BLOCKS:
+            self._blocks.pop(next(iter(self._blocks))).close()
         for entry in bucket.entries:
-            yield entry.name, _view(self._block, entry)
+            yield entry.name, _view(block, entry)
 
     def close(self) -> None:
-        if self._block is not None:
-            self._block.close()
-            self._block = None
+        while self._blocks:
+            self._blocks.popitem()[1].close()
 
 
 def _left() -> int:

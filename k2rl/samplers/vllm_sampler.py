@@ -7,13 +7,13 @@ engine or several at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from k2rl.cluster.worker import Worker, ask, ask_all
+from k2rl.cluster.worker import Worker, ask, ask_all, asked_all
 from k2rl.engines.shared_memory import BUCKET, Bucket, Bucketed, Outbox
 from k2rl.errors import RunError
 from k2rl.protocols import Completion, Request
@@ -39,9 +39,16 @@ class Publisher:
         """
         ask_all(engines, "begin_update")
         sent = set[str]()
-        for bucket in self.buckets(tensors):
-            ask_all(engines, "load", bucket)
-            sent |= {entry.name for entry in bucket.entries}
+        loaded: Callable[[], object] = list
+        try:
+            for bucket in self.buckets(tensors):
+                # While this bucket was made the one before was loaded; the next will take its place.
+                before, loaded = loaded, list
+                before()
+                loaded = asked_all(engines, "load", bucket)
+                sent |= {entry.name for entry in bucket.entries}
+        finally:
+            loaded()
         if wrong := sorted(sent ^ self._names):
             what = "was not sent" if wrong[0] in self._names else "is none of the policy's"
             raise RunError(f"weights of version {version}: tensor {wrong[0]} {what} ({len(wrong)} such tensors)")
