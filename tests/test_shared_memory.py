@@ -40,6 +40,31 @@ def test_every_tensor_arrives_as_it_was(size: int) -> None:
     assert (buckets == 1) == (size == 1 << 20)
 
 
+def test_a_bucket_stays_until_the_next_but_one_is_asked_for() -> None:
+    inbox = Inbox()
+    with Outbox(128) as outbox:
+        filling = outbox.fill((str(n), torch.full((32,), float(n))) for n in range(3))
+        first, second = next(filling), next(filling)
+        assert [t.tolist() for bucket in (first, second) for _, t in inbox.read(bucket)] == [[0.0] * 32, [1.0] * 32]
+        next(filling)
+        assert [t.tolist() for bucket in (first, second) for _, t in inbox.read(bucket)] == [[2.0] * 32, [1.0] * 32]
+        inbox.close()
+
+
+def test_a_bucket_can_be_laid_out_first_and_filled_from_both_ends() -> None:
+    sent, inbox = tensors(), Inbox()
+    with Outbox(128) as outbox:
+        bucket = outbox.lay((name, tensor.dtype, tensor.shape) for name, tensor in sent.items())
+        ends = (inbox.read(bucket), outbox.views(bucket))
+        for n, ((name, there), (_, here)) in enumerate(zip(*ends, strict=True)):
+            (there if n % 2 else here).copy_(sent[name])
+        del there, here
+        found = {name: tensor.clone() for name, tensor in inbox.read(bucket)}
+        inbox.close()
+    assert found.keys() == sent.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in sent.items())
+
+
 def test_another_process_reads_it_and_nothing_stays_behind() -> None:
     read = """
 import pickle, sys

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from multiprocessing import resource_tracker
@@ -90,6 +90,21 @@ class Outbox:
             end = start + size
         if entries:
             yield self._filled(entries)
+
+    def lay(self, tensors: Iterable[tuple[str, torch.dtype, Sequence[int]]]) -> Bucket:
+        """One bucket with room for all of these, to be filled by whoever has them (`views`, `Inbox.read`)."""
+        entries, end = list[Entry](), 0
+        for name, dtype, shape in tensors:
+            start = -(-end // _ALIGNED) * _ALIGNED
+            entries.append(Entry(name, str(dtype).removeprefix("torch."), tuple(shape), start))
+            end = start + prod(shape) * dtype.itemsize
+        self._opened(end)
+        return self._filled(entries)
+
+    def views(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of a bucket, in its block."""
+        (block,) = (b for b in self._blocks if b is not None and b.name == bucket.block)
+        return ((entry.name, _view(block, entry)) for entry in bucket.entries)
 
     def close(self) -> None:
         for turn in range(_BLOCKS):

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from k2rl import lora
 from k2rl.batch import Batch, TextBatch, slices, take
-from k2rl.engines.shared_memory import BUCKET, Bucket, Outbox
+from k2rl.engines.shared_memory import BUCKET, Bucket, Inbox, Outbox
 from k2rl.errors import RunError, UserError
 from k2rl.lora import Weight
 from k2rl.losses import Objective
@@ -127,9 +127,9 @@ class Rank:
         )
         self._zero = self.engine.optimizer
         self._outbox = Outbox(BUCKET) if config.rank == 0 else None
-        sizes = [self._outbox.bytes if self._outbox else 0]
-        torch.distributed.broadcast_object_list(sizes, 0)
-        self._bucket_bytes = sizes[0]
+        self._inbox = Inbox()
+        self._bucket_bytes = self._told(self._outbox.bytes if self._outbox else 0)
+        self._together = self._one_machine()
         self._stream: Iterator[Bucket | None] = iter(())
 
     # --- training ----------------------------------------------------------------------------------------
@@ -217,10 +217,45 @@ class Rank:
     def _buckets(self, trained: bool) -> Iterator[Bucket | None]:
         for weights in self._by_size(_trained(self.model) if trained else lora.weights_of(self.model)):
             bucket = None
+            plain = all(len(weight.parameters) == 1 for weight in weights)
+            if self.config.trainer.zero_stage == 3 and self._together and plain:
+                yield self._from_shards({weight.name: weight.parameters[0] for weight in weights})
+                continue
             with self._whole([p for weight in weights for p in weight.parameters]):
                 if self._outbox is not None:
                     (bucket,) = self._outbox.fill((weight.name, weight.value()) for weight in weights)
             yield bucket
+
+    def _from_shards(self, parameters: Mapping[str, Any]) -> Bucket:
+        """A bucket into which each rank writes what it has: nothing is gathered, nothing goes through sockets."""
+        laid = None
+        if self._outbox is not None:
+            laid = self._outbox.lay((name, p.dtype, p.ds_shape) for name, p in parameters.items())
+        bucket: Bucket = self._told(laid)
+        for name, whole in self._outbox.views(bucket) if self._outbox else self._inbox.read(bucket):
+            # Equal shares of the flat weight; the last is padded.
+            shard = parameters[name].ds_tensor
+            first = self.config.rank * shard.ds_numel
+            count = max(min(shard.ds_numel, whole.numel() - first), 0)
+            whole.view(-1)[first : first + count].copy_(shard[:count])
+        return bucket
+
+    def _told(self, what: Any) -> Any:
+        """What rank 0 says."""
+        said = [what]
+        torch.distributed.broadcast_object_list(said, 0)
+        return said[0]
+
+    def _one_machine(self) -> bool:
+        """Whether every rank sees rank 0's shared memory."""
+        bucket = self._told(self._outbox.lay([("", torch.uint8, (1,))]) if self._outbox else None)
+        try:
+            seen = self._outbox is not None or len(list(self._inbox.read(bucket))) == 1
+        except FileNotFoundError:
+            seen = False
+        all_see = [False] * self.config.ranks
+        torch.distributed.all_gather_object(all_see, seen)
+        return all(all_see)
 
     def _by_size(self, weights: Iterable[Weight]) -> Iterator[list[Weight]]:
         """As many at a time as a bucket holds."""
@@ -312,6 +347,7 @@ class Rank:
 
     def close(self) -> None:
         """Leave the others, and nothing in shared memory."""
+        self._inbox.close()
         if self._outbox is not None:
             self._outbox.close()
         torch.distributed.destroy_process_group()
