@@ -126,6 +126,7 @@ def _measured(parts: Parts, rounds: int) -> dict[str, Any]:
             trainer.step(batch, lr=1e-6)
         if pool:
             with clock("wake weights"):
+                trainer.release()
                 pool.wake(["weights"])
             with clock("publish"):
                 pool.publish(trainer.named_tensors(), n)

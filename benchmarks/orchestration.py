@@ -53,6 +53,8 @@ def by_hand(parts: Parts, iteration: int) -> int:
     rate = recipe.run.max_failure_rate
     scored = score(ranked.groups, recipe.envs, parts.objective, rate, moment, ranked.weights)
     parts.curriculum.learn([g for g in ranked.groups if not parts.envs.templates[g.task.env].open_ended])
+    if recipe.cluster.colocated and recipe.rollout.engine != "torch":
+        parts.sync.rest()
     updates = recipe.trainer.updates_per_iteration
     texts = [Run(recipe, parts).ptx_texts(progress) for _ in range(updates)]
     judged = parts.critic.joint(iteration, updates) if parts.critic else []
@@ -66,7 +68,7 @@ def by_hand(parts: Parts, iteration: int) -> int:
 
 
 class Loop:
-    """The loop's side: an iteration, and its line in the run's files."""
+    """The loop's side: an iteration, its line in the run's files, and its state kept as `train` does."""
 
     def __init__(self, parts: Parts, folder: Path) -> None:
         self.run, self.log = Run(parts.recipe, parts), RunLog.open(folder, parts.recipe, resume=False)
@@ -76,6 +78,7 @@ class Loop:
     def __call__(self, iteration: int) -> int:
         metrics, ranked = self.run.iterate(iteration)
         self.log.iteration(metrics, list(ranked.groups), [critique.to_json() for critique in ranked.critiques])
+        self.run.settled = iteration, json.dumps(self.run.state({}))
         self.outside.append(1 - sum(metrics[f"time/{phase}"] for phase in PHASES) / metrics["time/iteration"])
         return sum(r.policy_tokens for g in ranked.groups for r in g.rollouts)
 

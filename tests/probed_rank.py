@@ -19,7 +19,8 @@ class Probed(Rank):
         step = self.engine.step
 
         def told(*arguments: Any) -> None:
-            self.told = {name: safe_get_full_grad(p).cpu() for name, p in self.model.named_parameters()}
+            trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+            self.told = {name: safe_get_full_grad(p).cpu() for name, p in trained}
             step(*arguments)
 
         self.engine.step = told
