@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 
-from k2rl.engines.shared_memory import Inbox, Outbox
-from k2rl.errors import RunError
+from k2rl.engines.shared_memory import Bucket, Inbox, Outbox
 
 pytestmark = pytest.mark.cluster
 
@@ -88,9 +87,36 @@ inbox.close()
     assert set(os.listdir("/dev/shm")) <= before
 
 
-def test_more_than_the_shared_memory_that_is_left_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("k2rl.engines.shared_memory._left", lambda: 1024)
-    with Outbox(1 << 30) as outbox:
-        assert len(list(outbox.fill([("small", torch.zeros(100)), ("too", torch.zeros(80))]))) == 2
-        with pytest.raises(RunError, match="shared memory"):
-            list(outbox.fill([("large", torch.zeros(1000))]))
+def test_a_sender_that_is_killed_takes_it_with_it() -> None:
+    send = """
+import pickle, sys, time, torch
+from k2rl.engines.shared_memory import Outbox
+outbox = Outbox(1 << 20)
+(bucket,) = outbox.fill([("a", torch.arange(5.0))])
+sys.stdout.buffer.write(pickle.dumps(bucket))
+sys.stdout.flush()
+time.sleep(100)
+"""
+    before = set(os.listdir("/dev/shm"))
+    with subprocess.Popen([sys.executable, "-c", send], stdout=subprocess.PIPE) as sender:
+        assert sender.stdout is not None
+        bucket = pickle.load(sender.stdout)
+        inbox = Inbox()
+        ((_, mapped),) = inbox.read(bucket)
+        sender.kill()
+    assert mapped.tolist() == [0, 1, 2, 3, 4], "who has it mapped still does"
+    with pytest.raises(FileNotFoundError):
+        list(Inbox().read(bucket))
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_a_block_that_took_the_place_of_another_is_not_taken_for_it() -> None:
+    with Outbox(64) as outbox:
+        (old,) = outbox.fill([("a", torch.zeros(4))])
+    with Outbox(64) as outbox:
+        list(outbox.fill([("a", torch.ones(4))]))
+        with pytest.raises(FileNotFoundError):
+            list(Inbox().read(old))
+    # Another process's file of that number, and none of ours.
+    with pytest.raises(FileNotFoundError):
+        list(Inbox().read(Bucket(f"{os.getpid()}/fd/0 1", ())))

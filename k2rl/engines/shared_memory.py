@@ -9,25 +9,22 @@ The blocks stay mapped between updates: a file of the same size would cost ten t
 
 from __future__ import annotations
 
+import mmap
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
-from multiprocessing import resource_tracker
-from multiprocessing.shared_memory import SharedMemory
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
 import torch
 
-from k2rl.errors import RunError
-
 BUCKET = 64 << 20
 """Bytes of weights that are sent at a time: so few that both ends are busy soon."""
 _ALIGNED = 64
 _BLOCKS = 2
-_SHM = "/dev/shm"
+_NAME = "k2rl"
 
 
 @dataclass(frozen=True)
@@ -60,15 +57,12 @@ class Outbox:
     """The sender's end. It owns the blocks, which grow where a single tensor is larger.
 
     Args:
-        bucket_bytes: the size of a block; both have half of what the machine has left at most. `bytes` says which.
-
-    Raises:
-        RunError: a tensor is larger than the shared memory that is left, as in a container with a small /dev/shm.
+        bucket_bytes: the size of a block.
     """
 
     def __init__(self, bucket_bytes: int) -> None:
-        self.bytes = max(min(bucket_bytes, _left() // (2 * _BLOCKS)), 1)
-        self._blocks: list[SharedMemory | None] = [None] * _BLOCKS
+        self.bytes = bucket_bytes
+        self._blocks: list[_Block | None] = [None] * _BLOCKS
         self._turn = 0
 
     def fill(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Bucket]:
@@ -85,7 +79,7 @@ class Outbox:
                 entries, start = [], 0
             block = self._opened(start + size)
             entry = Entry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), start)
-            _view(block, entry).copy_(tensor.detach())
+            block.view(entry).copy_(tensor.detach())
             entries.append(entry)
             end = start + size
         if entries:
@@ -104,7 +98,7 @@ class Outbox:
     def views(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of a bucket, in its block."""
         (block,) = (b for b in self._blocks if b is not None and b.name == bucket.block)
-        return ((entry.name, _view(block, entry)) for entry in bucket.entries)
+        return ((entry.name, block.view(entry)) for entry in bucket.entries)
 
     def close(self) -> None:
         for turn in range(_BLOCKS):
@@ -124,23 +118,16 @@ class Outbox:
         self._turn = (self._turn + 1) % _BLOCKS
         return Bucket(block.name, tuple(entries))
 
-    def _opened(self, needed: int) -> SharedMemory:
+    def _opened(self, needed: int) -> _Block:
         block = self._blocks[self._turn]
         if block is None or block.size < needed:
             self._give_back(self._turn)
-            size = max(self.bytes, needed)
-            # Beyond what is left a write would kill the process.
-            if size > _left():
-                raise RunError(
-                    f"{size >> 20} MiB of shared memory are needed for a tensor, {_left() >> 20} MiB are left"
-                )
-            block = self._blocks[self._turn] = SharedMemory(create=True, size=size)
+            block = self._blocks[self._turn] = _Block.made(max(self.bytes, needed))
         return block
 
     def _give_back(self, turn: int) -> None:
         if (block := self._blocks[turn]) is not None:
             block.close()
-            block.unlink()
             self._blocks[turn] = None
 
 
@@ -148,39 +135,59 @@ class Inbox:
     """The receiver's end: blocks it has been told of, the last ones kept mapped."""
 
     def __init__(self) -> None:
-        self._blocks: dict[str, SharedMemory] = {}
+        self._blocks: dict[str, _Block] = {}
 
     def read(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of a bucket, as views of its block: to be copied before the sender is done with the next one."""
         block = self._blocks.pop(bucket.block, None)
         if block is None:
-            # The sender unlinks it; a tracker of this process would do so too, and warn.
-            block = _attached(bucket.block)
+            block = _Block.found(bucket.block)
         self._blocks[bucket.block] = block
         while len(self._blocks) > _BLOCKS:
             self._blocks.pop(next(iter(self._blocks))).close()
         for entry in bucket.entries:
-            yield entry.name, _view(block, entry)
+            yield entry.name, block.view(entry)
 
     def close(self) -> None:
         while self._blocks:
             self._blocks.popitem()[1].close()
 
 
-def _left() -> int:
-    """Bytes of shared memory that are free; where it is no file system, what a block may have is not known before."""
-    return shutil.disk_usage(_SHM).free if os.path.isdir(_SHM) else 1 << 62
+class _Block:
+    """Mapped memory that has no name in a file system: it goes with the last process that has it, however that ends.
 
+    Others find it as one of its owner's open files, `name` tells which.
+    """
 
-def _view(block: SharedMemory, entry: Entry) -> torch.Tensor:
-    dtype = getattr(torch, entry.dtype)
-    if not prod(entry.shape):
-        return torch.empty(entry.shape, dtype=dtype)
-    flat = torch.frombuffer(block.buf, dtype=dtype, count=prod(entry.shape), offset=entry.offset)
-    return flat.view(entry.shape)
+    def __init__(self, file: int, name: str) -> None:
+        self._file, self.name, self.size = file, name, os.fstat(file).st_size
+        self._map = mmap.mmap(file, self.size)
 
+    @classmethod
+    def made(cls, size: int) -> _Block:
+        file = os.memfd_create(_NAME)
+        os.ftruncate(file, size)
+        return cls(file, f"{os.getpid()}/fd/{file} {os.fstat(file).st_ino}")
 
-def _attached(name: str) -> SharedMemory:
-    block = SharedMemory(name=name)
-    resource_tracker.unregister(f"/{name}", "shared_memory")
-    return block
+    @classmethod
+    def found(cls, name: str) -> _Block:
+        """Raises `FileNotFoundError` where it is not (any more): its owner has ended, or is on another machine."""
+        path, _, number = name.partition(" ")
+        file = os.open(f"/proc/{path}", os.O_RDWR)
+        if os.readlink(f"/proc/self/fd/{file}").startswith(f"/memfd:{_NAME}") and os.fstat(file).st_ino == int(number):
+            return cls(file, name)
+        os.close(file)
+        raise FileNotFoundError(name)
+
+    def view(self, entry: Entry) -> torch.Tensor:
+        dtype = getattr(torch, entry.dtype)
+        if not prod(entry.shape):
+            return torch.empty(entry.shape, dtype=dtype)
+        flat = torch.frombuffer(self._map, dtype=dtype, count=prod(entry.shape), offset=entry.offset)
+        return flat.view(entry.shape)
+
+    def close(self) -> None:
+        """Views that somebody still has keep their memory."""
+        with suppress(BufferError):
+            self._map.close()
+        os.close(self._file)
