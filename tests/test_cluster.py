@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,13 +55,22 @@ class Idler:
         time.sleep(1000)
 
 
-def left_behind() -> set[str]:
-    """Segments in shared memory, and processes of Ray's or of a run's."""
-    told = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    processes = {
-        line for line in told if any(s in line for s in ("raylet", "gcs_server", "k2rl.cluster.child", "ray::"))
-    }
-    return processes | {name for name in os.listdir("/dev/shm") if not name.startswith("plasma")}
+@pytest.fixture(autouse=True)
+def mark(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is in the environment of all processes that come of a test."""
+    monkeypatch.setenv("K2RL_TEST", uuid.uuid4().hex)
+    return os.environ["K2RL_TEST"]
+
+
+def left_behind(mark: str) -> list[str]:
+    """Processes that came of a test, but for two of Ray's that notice within minutes that the rest is gone."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        # A process may end, and one that has ended has no environment.
+        with contextlib.suppress(OSError):
+            if mark.encode() in (path / "environ").read_bytes():
+                found.append((path / "cmdline").read_text().replace("\0", " ").strip())
+    return [args for args in found if args not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "")]
 
 
 def eventually(done: Callable[[], bool], seconds: float = 60) -> bool:
@@ -69,9 +80,9 @@ def eventually(done: Callable[[], bool], seconds: float = 60) -> bool:
     return done()
 
 
-def nothing_is_left(before: set[str]) -> None:
-    eventually(lambda: left_behind() <= before)
-    assert not left_behind() - before
+def nothing_is_left(mark: str) -> None:
+    eventually(lambda: not left_behind(mark))
+    assert left_behind(mark) == []
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -111,8 +122,7 @@ def test_a_cluster_that_is_not_there_is_one_line() -> None:
         machines_of(load(Recipe, "quickstart", ["cluster.address=127.0.0.1:1"]))
 
 
-def test_a_run_over_ray_vllm_and_deepspeed_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    before = left_behind()
+def test_a_run_over_ray_vllm_and_deepspeed_goes_on_where_it_stopped(tmp_path: Path, mark: str) -> None:
     recipe = load(Recipe, "quickstart", ["cluster.address=local", *SMALL])
     assert (recipe.rollout.engine, recipe.trainer.backend) == ("vllm", "deepspeed")
     train(recipe, tmp_path / "run", quiet=True)
@@ -126,7 +136,7 @@ def test_a_run_over_ray_vllm_and_deepspeed_goes_on_where_it_stopped(tmp_path: Pa
     train(recipe, tmp_path / "run", quiet=True, resume=True)
     assert [row["iteration"] for row in metrics(tmp_path / "run")] == [1, 2]
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
-    nothing_is_left(before)
+    nothing_is_left(mark)
 
 
 def started(folder: Path, *overrides: str, resume: bool = False) -> subprocess.Popen[str]:
@@ -150,8 +160,8 @@ def after_an_iteration(run: subprocess.Popen[str], folder: Path) -> None:
     time.sleep(1)
 
 
-def test_an_engine_that_is_killed_is_replaced_and_no_rollout_is_lost_or_doubled(tmp_path: Path) -> None:
-    before, folder = left_behind(), tmp_path / "run"
+def test_an_engine_that_is_killed_is_replaced_and_no_rollout_is_lost_or_doubled(tmp_path: Path, mark: str) -> None:
+    folder = tmp_path / "run"
     more = ["rollout.engine=vllm", "rollout.engines=2", "run.iterations=4", "critic.enabled=false", "envs.writing=null"]
     run = started(folder, *more)
     after_an_iteration(run, folder)
@@ -166,11 +176,11 @@ def test_an_engine_that_is_killed_is_replaced_and_no_rollout_is_lost_or_doubled(
         rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
         assert len(rows) == 40
         assert len({(row["task_id"], row["k"]) for row in rows}) == 40
-    nothing_is_left(before)
+    nothing_is_left(mark)
 
 
-def test_a_trainer_rank_that_is_killed_ends_the_run_by_name_and_it_resumes(tmp_path: Path) -> None:
-    before, folder = left_behind(), tmp_path / "run"
+def test_a_trainer_rank_that_is_killed_ends_the_run_by_name_and_it_resumes(tmp_path: Path, mark: str) -> None:
+    folder = tmp_path / "run"
     more = ["trainer.backend=deepspeed", "trainer.ranks=2", "run.iterations=4"]
     run = started(folder, *more)
     after_an_iteration(run, folder)
@@ -179,20 +189,20 @@ def test_a_trainer_rank_that_is_killed_ends_the_run_by_name_and_it_resumes(tmp_p
     assert run.returncode == 1
     assert "trainer rank 1 has ended (exit code -9)" in said
     assert "Traceback (most recent call last)" not in said.split("trainer rank 1 has ended")[0]
-    nothing_is_left(before)
+    nothing_is_left(mark)
     again = started(folder, *more, resume=True)
     _, said = again.communicate(timeout=400)
     assert again.returncode == 0, said
     assert [row["iteration"] for row in metrics(folder)] == [1, 2, 3, 4]
 
 
-def test_a_driver_that_is_killed_leaves_nothing_and_the_run_resumes(tmp_path: Path) -> None:
-    before, folder = left_behind(), tmp_path / "run"
+def test_a_driver_that_is_killed_leaves_nothing_and_the_run_resumes(tmp_path: Path, mark: str) -> None:
+    folder = tmp_path / "run"
     run = started(folder, "cluster.address=local")
     after_an_iteration(run, folder)
     run.kill()
     run.wait()
-    nothing_is_left(before)
+    nothing_is_left(mark)
     again = started(folder, "cluster.address=local", resume=True)
     _, said = again.communicate(timeout=400)
     assert again.returncode == 0, said
