@@ -18,7 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from k2rl.cluster.worker import Job, WorkerGoneError
 from k2rl.errors import RunError, UserError
 
-_STEPS_S = 0.1
+_STEPS_S, _AHEAD = 0.1, 2
+"""Seconds that an actor steps at a time, and so many times it is asked to in advance."""
 _GRACE_S = 20.0
 _START_S = 600.0
 """What an actor has to start in, before it can say where it is."""
@@ -73,7 +74,7 @@ class RayWorker:
         self._actor = ray.remote(Host).options(**options).remote()
         self._calls: deque[Any] = deque()
         self._told: list[Any] = []
-        self._steps: Any = None
+        self._steps: deque[Any] = deque()
         self._since = time.monotonic()
         self.pid, self._node, self._stacks = 0, "", ""
         try:
@@ -94,16 +95,22 @@ class RayWorker:
     def produced(self, wait_s: float) -> list[Any]:
         while self._told:
             self._result(self._told.pop(0))
-        if self._steps is None:
-            self._steps, self._since = self._actor.steps.remote(), time.monotonic()
-        ready, _ = ray.wait([self._steps], timeout=wait_s)
-        if not ready:
-            if time.monotonic() - self._since > self.job.hang_s + _GRACE_S:
-                raise self._silent()
-            return []
-        under_way, self._steps = self._steps, None
-        made: list[Any] = self._result(under_way)
+        self._ask_for_steps()
+        made = list[Any]()
+        while not made and ray.wait([self._steps[0]], timeout=wait_s)[0]:
+            made = self._result(self._steps.popleft())
+            self._since, wait_s = time.monotonic(), 0.0
+            self._ask_for_steps()
+        if time.monotonic() - self._since > self.job.hang_s + _GRACE_S:
+            raise self._silent()
         return made
+
+    def _ask_for_steps(self) -> None:
+        """There are always some to come, so that the actor does not wait for whoever reads what it has made."""
+        if not self._steps:
+            self._since = time.monotonic()
+        while len(self._steps) < _AHEAD:
+            self._steps.append(self._actor.steps.remote())
 
     def close(self, at_once: bool = False) -> None:
         ray.kill(self._actor)
