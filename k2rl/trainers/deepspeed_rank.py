@@ -11,6 +11,7 @@ What is saved is each rank's own share of master weights and moments, as safeten
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -247,11 +248,14 @@ class Rank:
         return said[0]
 
     def _one_machine(self) -> bool:
-        """Whether every rank sees rank 0's shared memory."""
-        bucket = self._told(self._outbox.lay([("", torch.uint8, (1,))]) if self._outbox else None)
+        """Whether every rank sees rank 0's shared memory: what it has written there."""
+        bucket, number = None, secrets.randbits(62)
+        if self._outbox is not None:
+            (bucket,) = self._outbox.fill([("", torch.tensor(number))])
+        bucket, number = self._told((bucket, number))
         try:
-            seen = self._outbox is not None or len(list(self._inbox.read(bucket))) == 1
-        except FileNotFoundError:
+            seen = self._outbox is not None or [int(t) for _, t in self._inbox.read(bucket)] == [number]
+        except OSError:
             seen = False
         all_see = [False] * self.config.ranks
         torch.distributed.all_gather_object(all_see, seen)
