@@ -82,7 +82,7 @@ def load(root: Path, trainer: Trainer, critic: Saved | None = None) -> dict[str,
             )
         files = manifest["files"]
         wanted = trainer.files | _STATE | (_CRITIC if critic is not None else set())
-        if set(files) != wanted and any(name.startswith("optimizer") for name in set(files) ^ wanted):
+        if _optimizers(files) not in ("none", _optimizers(wanted)):
             raise UserError(
                 f"checkpoint {newest} was made with another trainer.backend, trainer.ranks or trainer.zero_stage: it "
                 f"has {_optimizers(files)}, this run's has {_optimizers(wanted)}; resume it as it was started"

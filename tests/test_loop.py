@@ -209,7 +209,7 @@ class Overstating(TorchSampler):
 def test_what_an_engine_says_wrong_of_its_rollouts_is_in_the_metrics(
     recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, correction: str
 ) -> None:
-    def sampler_of(recipe: Recipe, policy: Policy, trainer: Any) -> TorchSampler:
+    def sampler_of(recipe: Recipe, policy: Policy, trainer: Any, machines: Any) -> TorchSampler:
         return Overstating(copy.deepcopy(policy.model), policy.chat.pad_id)
 
     monkeypatch.setattr("k2rl.setup.sampler_of", sampler_of)
