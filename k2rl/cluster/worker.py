@@ -112,7 +112,8 @@ def asked_all(workers: Sequence[Worker], method: str, *arguments: Any) -> Callab
             except (RunError, UserError) as error:
                 failed.append(error)
         if failed:
-            raise failed[0]
+            # Who is gone is why the others failed in what they do together.
+            raise next((error for error in failed if isinstance(error, WorkerGoneError)), failed[0])
         return told
 
     return answers

@@ -61,10 +61,7 @@ class ModelOptimizer:
         clip = self.config.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip if clip > 0 else float("inf"))
         if not torch.isfinite(norm):
-            raise RunError(
-                f"the gradient is not finite ({float(norm)}): training diverged; lower optim.lr, or take an "
-                "objective or options that hold the policy closer (docs/objectives.md)"
-            )
+            raise diverged(float(norm))
         self.step(lr)
         return float(norm)
 
@@ -119,3 +116,11 @@ class ModelOptimizer:
                     }
                     if state:
                         optimizer.state[self._master(parameter)] = state
+
+
+def diverged(norm: float) -> RunError:
+    """What a gradient without a finite norm ends the run with."""
+    return RunError(
+        f"the gradient is not finite ({norm}): training diverged; lower optim.lr, or take an objective or options that "
+        "hold the policy closer (docs/objectives.md)"
+    )

@@ -28,11 +28,12 @@ from safetensors.torch import save_file
 from k2rl import lora
 from k2rl.batch import Batch, TextBatch, slices, take
 from k2rl.engines.shared_memory import BUCKET, Bucket, Inbox, Outbox
-from k2rl.errors import RunError, UserError
+from k2rl.errors import UserError
 from k2rl.lora import Weight
 from k2rl.losses import Objective
 from k2rl.models import checkpoint_layers, load_policy
 from k2rl.optim.matrices import WHOLE, hidden_matrices
+from k2rl.optim.model_optimizer import diverged
 from k2rl.recipe import ModelConfig, OptimConfig, TrainerConfig
 from k2rl.trainers.gradients import Terms
 from k2rl.trainers.logprobs import TokenLogProbs
@@ -162,10 +163,7 @@ class Rank:
         told = {key: sum(own.get(key, 0.0) for own in everyones) for key in keys}
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         if not np.isfinite([norm, *told.values()]).all():
-            raise RunError(
-                f"the gradient is not finite ({norm}): training diverged; lower optim.lr, or take an objective or "
-                "options that hold the policy closer (docs/objectives.md)"
-            )
+            raise diverged(norm)
         return told | {"train/grad_norm": norm, "train/lr": lr}
 
     @torch.no_grad()
@@ -198,10 +196,6 @@ class Rank:
         return own + [_with(parts[0], True)] * missing
 
     # --- weights -----------------------------------------------------------------------------------------
-
-    def names(self) -> list[str]:
-        """The full set of weights."""
-        return [weight.name for weight in lora.weights_of(self.model)]
 
     def begin_buckets(self, trained: bool) -> None:
         """Begin with the first bucket of the full set of weights, or of what is trained as it is."""
