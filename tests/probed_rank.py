@@ -8,11 +8,22 @@ from typing import Any
 
 import torch
 
+from k2rl.recipe import OptimConfig, TrainerConfig
+from k2rl.trainers import deepspeed_settings
 from k2rl.trainers.deepspeed_rank import Rank
+from k2rl.trainers.deepspeed_settings import settings
+
+
+def _sharding_all(trainer: TrainerConfig, optim: OptimConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """By default small weights stay whole at stage 3, which all of nano's are."""
+    told = settings(trainer, optim, dtype)
+    told["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return told
 
 
 class Probed(Rank):
     def start(self, meeting_point: str) -> None:
+        deepspeed_settings.settings = _sharding_all
         super().start(meeting_point)
         from deepspeed.utils import safe_get_full_grad
 
@@ -24,12 +35,6 @@ class Probed(Rank):
             step(*arguments)
 
         self.engine.step = told
-
-    def _settings(self) -> dict[str, Any]:
-        """By default small weights stay whole at stage 3, which all of nano's are."""
-        settings = super()._settings()
-        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        return settings
 
     def gradients(self) -> dict[str, torch.Tensor]:
         return self.told

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from k2rl.backends import sampler_of
 from k2rl.cluster.machines import ThisMachine
 from k2rl.errors import RunError, UserError
 from k2rl.losses.k2 import K2
@@ -19,7 +20,6 @@ from k2rl.protocols import Request
 from k2rl.recipe import ModelConfig, OptimConfig, Recipe
 from k2rl.recipe_files import load
 from k2rl.samplers.torch_sampler import TorchSampler
-from k2rl.setup import sampler_of
 from k2rl.sync import Sync
 from k2rl.trainers.torch_trainer import TorchTrainer
 

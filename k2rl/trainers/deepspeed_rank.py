@@ -32,15 +32,13 @@ from k2rl.errors import UserError
 from k2rl.lora import Weight
 from k2rl.losses import Objective
 from k2rl.models import checkpoint_layers, load_policy
-from k2rl.optim.matrices import WHOLE, hidden_matrices
 from k2rl.optim.model_optimizer import diverged
 from k2rl.recipe import ModelConfig, OptimConfig, TrainerConfig
+from k2rl.trainers import deepspeed_settings
 from k2rl.trainers.gradients import Terms
 from k2rl.trainers.logprobs import TokenLogProbs
 from k2rl.trainers.terms import policy_terms, text_terms
 from k2rl.trainers.torch_trainer import read_tensors
-
-_MOMENTUM = 0.95
 
 
 @dataclass(frozen=True)
@@ -119,12 +117,12 @@ class Rank:
         if config.trainer.gradient_checkpointing:
             checkpoint_layers(self.model)
         self.loss = _Loss(self.model, config.objective)
-        groups, self._ratios = self._groups()
+        groups, self._ratios = deepspeed_settings.parameter_groups(self.model, config.optim)
         self.engine, *_ = deepspeed.initialize(
             model=self.loss,
             model_parameters=groups,
-            optimizer=None if config.optim.name == "muon" else self._adamw(groups),
-            config=self._settings(),
+            optimizer=None if config.optim.name == "muon" else deepspeed_settings.adamw(groups, config.optim),
+            config=deepspeed_settings.settings(config.trainer, config.optim, self.model.dtype),
             dist_init_required=False,
         )
         self._zero = self.engine.optimizer
@@ -354,71 +352,6 @@ class Rank:
         """Drop the moments; the masters stay."""
         for _, master in self._masters():
             self._zero.optimizer.state.pop(master, None)
-
-    # --- DeepSpeed's settings ----------------------------------------------------------------------------
-
-    def _settings(self) -> dict[str, Any]:
-        trainer, optim = self.config.trainer, self.config.optim
-        zero: dict[str, Any] = {"stage": trainer.zero_stage, "reduce_scatter": optim.name != "muon"}
-        if trainer.offload:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-        settings: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            # DeepSpeed's Muon writes updates where gradients were before it clips.
-            "gradient_clipping": 0.0 if optim.name == "muon" else optim.grad_clip,
-            "zero_optimization": zero,
-            "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": self.model.dtype == torch.bfloat16},
-        }
-        if optim.name == "muon":
-            settings["optimizer"] = {
-                "type": "Muon",
-                "params": {
-                    "lr": 0.0,
-                    "momentum": _MOMENTUM,
-                    "betas": list(optim.betas),
-                    "ns_method": "standard",
-                    "torch_adam": True,
-                },
-            }
-        return settings
-
-    def _groups(self) -> tuple[list[dict[str, Any]], list[float]]:
-        """Parameters grouped by how they are updated, and what the learning rate of each group is multiplied by.
-
-        DeepSpeed's Muon scales by sqrt(max(1, A / B)), ours by 0.2 sqrt(max(A, B)): the quotient goes into the rate,
-        and out of the decay.
-        """
-        optim = self.config.optim
-        matrices = hidden_matrices(self.model) if optim.name == "muon" else {}
-        if fused := [split for split in matrices.values() if split != WHOLE]:
-            raise UserError(
-                f"optim.name=muon with trainer.backend=deepspeed: {self.model.config.model_type} keeps several "
-                f"matrices in one weight ({len(fused)} such): use optim.name=adamw, or trainer.backend=torch"
-            )
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        rest = [p for p in trained if p not in matrices]
-        decay = optim.weight_decay
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": decay},
-            {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        ratios = [optim.adamw_lr_ratio if matrices else 1.0] * 2
-        by_factor: dict[float, list[torch.Tensor]] = {}
-        for matrix in matrices:
-            rows, columns = matrix.shape
-            factor = 0.2 * max(rows, columns) ** 0.5 / max(1.0, rows / columns) ** 0.5
-            by_factor.setdefault(factor, []).append(matrix)
-        for factor, some in by_factor.items():
-            groups.append({"params": some, "weight_decay": decay / factor})
-            ratios.append(factor)
-        known = [(group, ratio) for group, ratio in zip(groups, ratios, strict=True) if group["params"]]
-        return [group for group, _ in known], [ratio for _, ratio in known]
-
-    def _adamw(self, groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
-        betas = (self.config.optim.betas[0], self.config.optim.betas[1])
-        return torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas, foreach=False)
 
 
 def share_file(stage: int, rank: int, ranks: int) -> str:
