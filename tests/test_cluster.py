@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
 pytest.importorskip("ray", reason="Ray is not installed: make test-cluster")
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-cluster")
@@ -127,10 +128,13 @@ def test_a_run_over_ray_vllm_and_deepspeed_goes_on_where_it_stopped(tmp_path: Pa
     assert (recipe.rollout.engine, recipe.trainer.backend) == ("vllm", "deepspeed")
     train(recipe, tmp_path / "run", quiet=True)
     told = metrics(tmp_path / "run")
+    with safe_open(tmp_path / "run" / "model" / "model.safetensors", "pt") as file:
+        size = sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118 (it is no dict)
     for row in told:
         assert row["sync/gap"] < 1e-3, "proven after every update"
         assert row["mismatch/max"] < 1e-3
         assert 0 < row["perf/engine_idle"] < 1
+        assert row["sync/bytes"] == size
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "000002")
     (tmp_path / "run" / "model" / "model.safetensors").unlink()
     train(recipe, tmp_path / "run", quiet=True, resume=True)

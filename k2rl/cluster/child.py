@@ -42,6 +42,9 @@ class ChildProcess:
         UserError, RunError: what the object's constructor raised.
     """
 
+    machine = ""
+    address = "127.0.0.1"
+
     def __init__(self, job: Job) -> None:
         self.job = job
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
@@ -72,6 +75,9 @@ class ChildProcess:
         except BaseException:
             self.close()
             raise
+
+    def neighbour(self, job: Job) -> ChildProcess:
+        return ChildProcess(job)
 
     def send(self, method: str, *arguments: Any) -> None:
         self._say((method, arguments, True))

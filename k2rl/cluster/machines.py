@@ -123,6 +123,8 @@ class RayCluster:
         import ray
         from ray.util.placement_group import placement_group
 
+        from k2rl.cluster.ray_worker import address_of
+
         self._ray, self._address = ray, recipe.cluster.address
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         where = {"include_dashboard": False} if self._address == "local" else {}
@@ -149,8 +151,9 @@ class RayCluster:
             self._shared = self._colocated and self.rank_count > 0
             bundles = [self._bundle(1)] * self.rank_count
             if bundles:
-                # Weights leave rank 0 by shared memory, for the engines beside it and for the driver at the end.
-                bundles[0] = {**bundles[0], f"node:{ray.util.get_node_ip_address()}": _HERE}
+                # Weights leave rank 0 by shared memory: the driver takes them home, and to other machines.
+                here = address_of(ray.get_runtime_context().get_node_id())
+                bundles[0] = {**bundles[0], f"node:{here}": _HERE}
             bundles += [] if self._shared else [self._bundle(self._parallel)] * engines
             self._group = placement_group(bundles, strategy="PACK")
             if not self._group.wait(_PLACING_S):

@@ -79,9 +79,14 @@ class RayWorker:
         self.pid, self._node, self._stacks = 0, "", ""
         try:
             self.pid, self._node, self._stacks = self._result(self._actor.make.remote(job), _START_S)
+            self.machine = "" if self._node == ray.get_runtime_context().get_node_id() else self._node
+            self.address = address_of(self._node)
         except BaseException:
             self.close()
             raise
+
+    def neighbour(self, job: Job) -> RayWorker:
+        return RayWorker(job, {"num_cpus": 0, "scheduling_strategy": self._there})
 
     def send(self, method: str, *arguments: Any) -> None:
         self._calls.append(self._actor.call.remote(method, *arguments))
@@ -115,6 +120,10 @@ class RayWorker:
     def close(self, at_once: bool = False) -> None:
         ray.kill(self._actor)
 
+    @property
+    def _there(self) -> NodeAffinitySchedulingStrategy:
+        return NodeAffinitySchedulingStrategy(self._node, soft=False)
+
     def _result(self, reference: Any, least_s: float = 0.0) -> Any:
         try:
             kind, content = ray.get(reference, timeout=max(self.job.hang_s, least_s) + _GRACE_S)
@@ -132,12 +141,17 @@ class RayWorker:
         """With its stacks, which somebody else on its machine reads: it does not answer itself."""
         place = "nobody knows, it has not started"
         if self._node:
-            there = NodeAffinitySchedulingStrategy(self._node, soft=False)
-            reading = ray.remote(_read).options(num_cpus=0, scheduling_strategy=there).remote(self._stacks)
+            reading = ray.remote(_read).options(num_cpus=0, scheduling_strategy=self._there).remote(self._stacks)
             place = ray.get(reading, timeout=_GRACE_S)
         return WorkerGoneError(
             f"{self.job.name} has given no sign of life for {self.job.hang_s:g} s; where it is:\n{place}"
         )
+
+
+def address_of(node: str) -> str:
+    """A machine's address within its cluster."""
+    (address,) = (str(known["NodeManagerAddress"]) for known in ray.nodes() if known["NodeID"] == node)
+    return address
 
 
 def _read(path: str) -> str:

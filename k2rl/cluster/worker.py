@@ -67,6 +67,13 @@ class Worker(Protocol):
 
     job: Job
     pid: int
+    machine: str
+    """Which machine it is on; empty: this one."""
+    address: str
+    """Where processes of other workers reach it."""
+
+    def neighbour(self, job: Job) -> Worker:
+        """Another worker on the same machine."""
 
     def send(self, method: str, *arguments: Any) -> None:
         """Have it do something; its result is to be received."""
@@ -91,15 +98,16 @@ def ask(worker: Worker, method: str, *arguments: Any) -> Any:
 
 def ask_all(workers: Sequence[Worker], method: str, *arguments: Any) -> list[Any]:
     """The same of all at once. Where some fail, the others have answered before the first failure is raised."""
-    return asked_all(workers, method, *arguments)()
+    return asked_each(workers, method, [arguments] * len(workers))()
 
 
-def asked_all(workers: Sequence[Worker], method: str, *arguments: Any) -> Callable[[], list[Any]]:
-    """The first half of `ask_all`: they have been asked. What is returned is the second, to be called once."""
+def asked_each(workers: Sequence[Worker], method: str, arguments: Sequence[Sequence[Any]]) -> Callable[[], list[Any]]:
+    """The first half of `ask_all`, with arguments for each: they have been asked. What is returned is the second half,
+    to be called once."""
     failed, asked = list[Exception](), list[Worker]()
-    for worker in workers:
+    for worker, own in zip(workers, arguments, strict=True):
         try:
-            worker.send(method, *arguments)
+            worker.send(method, *own)
             asked.append(worker)
         except RunError as error:
             failed.append(error)

@@ -18,7 +18,9 @@ from math import prod
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 BUCKET = 64 << 20
 """Bytes of weights that are sent at a time: so few that both ends are busy soon."""
@@ -35,6 +37,11 @@ class Entry:
     dtype: str
     shape: tuple[int, ...]
     offset: int
+
+    @property
+    def end(self) -> int:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return self.offset + prod(self.shape) * dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,11 @@ class Outbox:
         self._opened(end)
         return self._filled(entries)
 
+    def put(self, entries: Sequence[Entry], content: NDArray[np.uint8]) -> Bucket:
+        """A bucket of another outbox, by its bytes (`Inbox.content`)."""
+        self._opened(content.size).content(content.size)[:] = content
+        return self._filled(list(entries))
+
     def views(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of a bucket, in its block."""
         (block,) = (b for b in self._blocks if b is not None and b.name == bucket.block)
@@ -139,18 +151,26 @@ class Inbox:
 
     def read(self, bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of a bucket, as views of its block: to be copied before the sender is done with the next one."""
+        block = self._block(bucket)
+        for entry in bucket.entries:
+            yield entry.name, block.view(entry)
+
+    def content(self, bucket: Bucket) -> NDArray[np.uint8]:
+        """The bytes of a bucket as a view of its block, good as long as those of `read`."""
+        return self._block(bucket).content(max((entry.end for entry in bucket.entries), default=0))
+
+    def close(self) -> None:
+        while self._blocks:
+            self._blocks.popitem()[1].close()
+
+    def _block(self, bucket: Bucket) -> _Block:
         block = self._blocks.pop(bucket.block, None)
         if block is None:
             block = _Block.found(bucket.block)
         self._blocks[bucket.block] = block
         while len(self._blocks) > _BLOCKS:
             self._blocks.pop(next(iter(self._blocks))).close()
-        for entry in bucket.entries:
-            yield entry.name, block.view(entry)
-
-    def close(self) -> None:
-        while self._blocks:
-            self._blocks.popitem()[1].close()
+        return block
 
 
 class _Block:
@@ -173,11 +193,14 @@ class _Block:
     def found(cls, name: str) -> _Block:
         """Raises `FileNotFoundError` where it is not (any more): its owner has ended, or is on another machine."""
         path, _, number = name.partition(" ")
+        # On another machine it may be anybody's file, which is not to be opened.
+        if not os.readlink(f"/proc/{path}").startswith(f"/memfd:{_NAME}"):
+            raise FileNotFoundError(name)
         file = os.open(f"/proc/{path}", os.O_RDWR)
-        if os.readlink(f"/proc/self/fd/{file}").startswith(f"/memfd:{_NAME}") and os.fstat(file).st_ino == int(number):
-            return cls(file, name)
-        os.close(file)
-        raise FileNotFoundError(name)
+        if os.fstat(file).st_ino != int(number):
+            os.close(file)
+            raise FileNotFoundError(name)
+        return cls(file, name)
 
     def view(self, entry: Entry) -> torch.Tensor:
         dtype = getattr(torch, entry.dtype)
@@ -185,6 +208,10 @@ class _Block:
             return torch.empty(entry.shape, dtype=dtype)
         flat = torch.frombuffer(self._map, dtype=dtype, count=prod(entry.shape), offset=entry.offset)
         return flat.view(entry.shape)
+
+    def content(self, size: int) -> NDArray[np.uint8]:
+        """The first bytes."""
+        return np.frombuffer(self._map, dtype=np.uint8, count=size) if size else np.empty(0, dtype=np.uint8)
 
     def close(self) -> None:
         """Views that somebody still has keep their memory."""

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from k2rl.cluster.worker import Worker, ask, ask_all, asked_all
+from k2rl.cluster.worker import Worker, ask, ask_all, asked_each
+from k2rl.engines.relay import Relays
 from k2rl.engines.shared_memory import BUCKET, Bucket, Bucketed, Outbox
 from k2rl.errors import RunError
 from k2rl.protocols import Completion, Request
@@ -22,44 +23,53 @@ _WAIT_S = 0.05
 
 
 class Publisher:
-    """Sends weights to engines: packed once into shared memory, and taken from there by all.
+    """Sends weights to engines: packed once into shared memory, and taken from there by all; on other machines
+    through a relay.
 
     Args:
         names: the full set of the policy's weights, by transformers' names. What is published must be these.
     """
 
     def __init__(self, names: Iterable[str], bucket_bytes: int = BUCKET) -> None:
-        self._names, self._outbox = frozenset(names), Outbox(bucket_bytes)
+        self._names, self._outbox, self._relays = frozenset(names), Outbox(bucket_bytes), Relays(bucket_bytes)
 
-    def __call__(self, engines: Sequence[Worker], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Send `tensors` and stamp them with `version`.
+    def __call__(self, engines: Sequence[Worker], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> int:
+        """Send `tensors` and stamp them with `version`; how many bytes they are.
 
         Raises:
             RunError: a tensor is missing, or is none of the policy's. The engines are of no use then.
         """
         ask_all(engines, "begin_update")
-        sent = set[str]()
+        sent, size = set[str](), 0
         loaded: Callable[[], object] = list
         try:
             for bucket in self.buckets(tensors):
-                # While this bucket was made the one before was loaded; the next will take its place.
+                # While this bucket was made and sent the one before was loaded; the next will take its place.
+                there = self._relays.at(engines, bucket)
                 before, loaded = loaded, list
                 before()
-                loaded = asked_all(engines, "load", bucket)
+                loaded = asked_each(engines, "load", [(one,) for one in there])
                 sent |= {entry.name for entry in bucket.entries}
+                size += sum(entry.end - entry.offset for entry in bucket.entries)
         finally:
             loaded()
         if wrong := sorted(sent ^ self._names):
             what = "was not sent" if wrong[0] in self._names else "is none of the policy's"
             raise RunError(f"weights of version {version}: tensor {wrong[0]} {what} ({len(wrong)} such tensors)")
         ask_all(engines, "finish_update", version)
+        return size
 
     def buckets(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Bucket]:
         """The tensors in shared memory, some at a time."""
         return tensors.buckets() if isinstance(tensors, Bucketed) else self._outbox.fill(tensors)
 
+    def buckets_at(self, engine: Worker, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Bucket]:
+        """The same as one engine finds them."""
+        return (self._relays.at([engine], bucket)[0] for bucket in self.buckets(tensors))
+
     def close(self) -> None:
         self._outbox.close()
+        self._relays.close()
 
 
 class VllmSampler:
@@ -109,8 +119,8 @@ class VllmSampler:
     @staticmethod
     def publish_all(
         samplers: Sequence[VllmSampler], named_tensors: Iterable[tuple[str, torch.Tensor]], version: int
-    ) -> None:
-        """Send the weights to several at once.
+    ) -> int:
+        """Send the weights to several at once; how many bytes these are.
 
         Raises:
             ValueError: samples are under way.
@@ -118,14 +128,15 @@ class VllmSampler:
         """
         if any(sampler._open for sampler in samplers):
             raise ValueError("publish while samples are under way: poll them to the end or abort them first")
-        samplers[0]._publisher([sampler.engine for sampler in samplers], named_tensors, version)
+        size = samplers[0]._publisher([sampler.engine for sampler in samplers], named_tensors, version)
         for sampler in samplers:
             sampler.version = version
+        return size
 
     def differing(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, float]:
         """Which tensors the engine did not hold, and by how much (infinite: nothing of it); it holds them then."""
         found: dict[str, float] = ask(self.engine, "differing_heads")
-        for bucket in self._publisher.buckets(named_tensors):
+        for bucket in self._publisher.buckets_at(self.engine, named_tensors):
             found |= ask(self.engine, "differing", bucket)
         return found
 

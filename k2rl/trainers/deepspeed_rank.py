@@ -85,12 +85,11 @@ class Rank:
             os.environ["TORCHDYNAMO_DISABLE"] = "1"
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-    def meeting_point(self) -> str:
-        """Where the ranks can meet: an address of this machine, a port that is free."""
-        host = "127.0.0.1" if self.config.ranks == 1 else _own_address()
+    def meeting_point(self, address: str) -> str:
+        """Where the ranks can meet: this machine's address, a port that is free."""
         with socket.socket() as probe:
-            probe.bind((host, 0))
-            return f"{host}:{probe.getsockname()[1]}"
+            probe.bind((address, 0))
+            return f"{address}:{probe.getsockname()[1]}"
 
     def start(self, meeting_point: str) -> None:
         """Meet the others, load the model, hand it to DeepSpeed.
@@ -365,13 +364,3 @@ def _trained(model: Any) -> Iterator[Weight]:
 
 def _with(part: Any, idle: bool) -> Any:
     return (*part, idle) if isinstance(part, tuple) else (part, idle)
-
-
-def _own_address() -> str:
-    """This machine's address among others: that of the route outside, where there is one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # Nothing is sent; the address is one that documentation uses.
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"

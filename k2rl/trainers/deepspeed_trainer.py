@@ -27,7 +27,7 @@ class DeepSpeedTrainer:
 
     def __init__(self, ranks: Sequence[Worker], zero_stage: int) -> None:
         self.ranks, self._stage = ranks, zero_stage
-        ask_all(ranks, "start", ask(ranks[0], "meeting_point"))
+        ask_all(ranks, "start", ask(ranks[0], "meeting_point", ranks[0].address))
 
     def step(self, batch: Batch, *, lr: float) -> dict[str, float]:
         told: dict[str, float] = ask_all(self.ranks, "step", batch, lr)[0]
