@@ -27,6 +27,8 @@ def settings(trainer: TrainerConfig, optim: OptimConfig, dtype: torch.dtype) -> 
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},
+        # By itself it adds micro-batches up in the weights' dtype.
+        "data_types": {"grad_accum_dtype": "fp32"},
     }
     if optim.name == "muon":
         told["optimizer"] = {
