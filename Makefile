@@ -1,6 +1,6 @@
 # `make quickstart` trains the embedded model, `make test` passes the tests; each makes .venv by itself, from the first
 # Python here that is 3.11 or 3.12. `make test-cluster` tests vLLM, Ray and DeepSpeed, on a CPU, in .venv-cluster: they
-# pin other versions.
+# pin other versions. `make test-gpu` tests and measures on a GPU.
 
 CANDIDATES = python3.11 python3.12 python3 python
 SUITABLE   = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
@@ -13,7 +13,7 @@ TORCH      = $(shell grep '^torch==' constraints.txt)
 
 DEEPSPEED  = deepspeed==0.19.8
 
-.PHONY: quickstart test test-cluster lint clean
+.PHONY: quickstart test test-cluster test-gpu lint clean
 
 quickstart: .venv/.installed
 	$(BIN)/k2rl train quickstart $(ARGS)
@@ -23,6 +23,11 @@ test: lint
 
 test-cluster: .venv-cluster/.installed
 	.venv-cluster/bin/python -m pytest -m cluster $(ARGS)
+
+# What takes a GPU; without one it says so.
+test-gpu: .venv/.installed-dev
+	$(BIN)/python -m pytest -m gpu -rs $(ARGS)
+	$(BIN)/python benchmarks/gpu.py
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check $(CODE)
