@@ -187,15 +187,16 @@ def _of_ranks(recipe: Recipe, counted: Mapping[str, int], device: str) -> tuple[
         "weights": counted["weights"] // (ranks if trainer.zero_stage == 3 else 1),
         "masters": 4 * share * here,
         "moments": counted["moments"] // ranks * here,
-        "gradients": 4 * (trained if trainer.zero_stage == 1 else share) * here,
+        # At stage 1 in the weights' dtype. At stage 2 they are added up on the GPU, wherever the masters are.
+        "gradients": size * trained * here
+        if trainer.zero_stage == 1
+        else 4 * share * (1 if trainer.zero_stage == 2 and size < 4 else here),
     }
-    # Stage 1 has those of a micro-batch whole before they are added.
-    apart = size * trained if trainer.zero_stage == 1 and size < 4 else 0
     gathered = min(size * _GATHERED, counted["weights"]) if trainer.zero_stage == 3 else 0
     reduced = size * (_REDUCED if device == "cuda" else min(_REDUCED, trained))
     phases = {
         "sampling": 0,
-        "gradients": counted["activations"] + gathered + reduced + apart,
+        "gradients": counted["activations"] + gathered + reduced,
         # A copy of the share's gradients, and AdamW's denominators.
         "update": 2 * 4 * share * here,
     }

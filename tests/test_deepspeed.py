@@ -98,7 +98,7 @@ def test_losses_gradients_and_updates_are_the_torch_trainers(stage: int, tmp_pat
             assert max(ask_all(other.ranks, "whole_weight_bytes")) < 0.6 * whole, "each rank holds its share alone"
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [2, 3])
 def test_gradients_of_many_micro_batches_add_up_in_float32(stage: int) -> None:
     """Of bfloat16 weights too; added up in bfloat16 these would be 0.5 % off."""
     model, optim = ModelConfig(path=str(assets.NANO), dtype="bfloat16"), OptimConfig(grad_clip=0.0)

@@ -81,7 +81,19 @@ def test_a_relay_that_is_lost_is_named_and_the_next_call_starts_another(engines:
         os.kill(engines[1].beside[-1].pid, signal.SIGKILL)
         with pytest.raises(WorkerGoneError, match="relay beside reader on two has ended"):
             relays.at(engines, bucket)
+        relays.close()
         assert [ask(e, "read", one) for e, one in zip(engines, relays.at(engines, bucket), strict=True)] == [
             {"a": 3.0}
         ] * 4
+    relays.close()
+
+
+def test_a_bucket_stays_there_until_the_next_but_one_is_sent(engines: list[Elsewhere]) -> None:
+    relays = Relays(256)
+    with Outbox(256) as outbox:
+        filling = outbox.fill((str(n), torch.full((64,), float(n))) for n in range(3))
+        first, second = (relays.at(engines[1:], next(filling))[0] for _ in range(2))
+        assert [ask(engines[1], "read", bucket) for bucket in (first, second)] == [{"0": 0.0}, {"1": 64.0}]
+        relays.at(engines[1:], next(filling))
+        assert [ask(engines[1], "read", bucket) for bucket in (first, second)] == [{"0": 128.0}, {"1": 64.0}]
     relays.close()

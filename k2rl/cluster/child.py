@@ -76,6 +76,9 @@ class ChildProcess:
             self.close()
             raise
 
+    def shared(self, value: Any) -> Any:
+        return value
+
     def neighbour(self, job: Job) -> ChildProcess:
         return ChildProcess(job)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from k2rl.cluster.worker import Job, WorkerGoneError
@@ -85,14 +85,17 @@ class RayWorker:
             self.close()
             raise
 
+    def shared(self, value: Any) -> Any:
+        return ray.put(value)
+
     def neighbour(self, job: Job) -> RayWorker:
         return RayWorker(job, {"num_cpus": 0, "scheduling_strategy": self._there})
 
     def send(self, method: str, *arguments: Any) -> None:
-        self._calls.append(self._actor.call.remote(method, *arguments))
+        self._calls.append(self._asked(method, arguments))
 
     def tell(self, method: str, *arguments: Any) -> None:
-        self._told.append(self._actor.call.remote(method, *arguments))
+        self._told.append(self._asked(method, arguments))
 
     def receive(self) -> Any:
         return self._result(self._calls.popleft())
@@ -124,14 +127,26 @@ class RayWorker:
     def _there(self) -> NodeAffinitySchedulingStrategy:
         return NodeAffinitySchedulingStrategy(self._node, soft=False)
 
+    def _asked(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        try:
+            return self._actor.call.remote(method, *arguments)
+        except RayError as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: RayError) -> RunError:
+        """Ray's own trouble, such as a store that is full."""
+        return RunError(f"{self.job.name}: {type(error).__name__}: {' '.join(str(error).split())}")
+
     def _result(self, reference: Any, least_s: float = 0.0) -> Any:
         try:
             kind, content = ray.get(reference, timeout=max(self.job.hang_s, least_s) + _GRACE_S)
         except GetTimeoutError:
             raise self._silent() from None
-        except RayActorError as gone:
+        except (RayActorError, ActorUnschedulableError) as gone:
             reason = " ".join(str(gone).split())
             raise WorkerGoneError(f"{self.job.name} has ended: {reason}") from None
+        except RayError as error:
+            raise self._failed(error) from None
         if kind == "error":
             of_user, text = content
             raise UserError(text) if of_user else RunError(text)

@@ -72,6 +72,9 @@ class Worker(Protocol):
     address: str
     """Where processes of other workers reach it."""
 
+    def shared(self, value: Any) -> Any:
+        """The value as an argument for several workers of this kind, which is packed once."""
+
     def neighbour(self, job: Job) -> Worker:
         """Another worker on the same machine."""
 

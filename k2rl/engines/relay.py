@@ -12,9 +12,8 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from k2rl.cluster.worker import Job, Worker, asked_each, close_all
+from k2rl.cluster.worker import Job, Worker, WorkerGoneError, asked_each, close_all
 from k2rl.engines.shared_memory import Bucket, Entry, Inbox, Outbox
-from k2rl.errors import RunError
 
 
 class Relay:
@@ -46,7 +45,7 @@ class Relays:
         """A bucket of this machine as each of the engines finds it.
 
         Raises:
-            WorkerGoneError: a relay is lost; the next call starts another.
+            WorkerGoneError: a relay is lost; others are started after `close`.
         """
         beside = dict[str, Worker]()
         for engine in engines:
@@ -54,23 +53,18 @@ class Relays:
                 beside.setdefault(engine.machine, engine)
         if not beside:
             return [bucket] * len(engines)
-        try:
-            for machine, engine in beside.items():
-                if machine not in self._relays:
-                    job = Job(f"relay beside {engine.job.name}", "k2rl.engines.relay:Relay", self._bytes)
-                    self._relays[machine] = engine.neighbour(job)
-            relays, message = (
-                [self._relays[machine] for machine in beside],
-                (bucket.entries, self._inbox.content(bucket)),
-            )
-            placed = dict(zip(beside, asked_each(relays, "put", [message] * len(relays))(), strict=True))
-        except RunError:
-            with suppress(RunError):
-                self.close()
-            raise
+        for machine, engine in beside.items():
+            if machine not in self._relays:
+                job = Job(f"relay beside {engine.job.name}", "k2rl.engines.relay:Relay", self._bytes, engine.job.hang_s)
+                self._relays[machine] = engine.neighbour(job)
+        relays = [self._relays[machine] for machine in beside]
+        message = (bucket.entries, relays[0].shared(self._inbox.content(bucket)))
+        placed = dict(zip(beside, asked_each(relays, "put", [message] * len(relays))(), strict=True))
         return [placed.get(engine.machine, bucket) for engine in engines]
 
     def close(self) -> None:
+        """End all; those that are lost have ended."""
         relays, self._relays = list(self._relays.values()), {}
         self._inbox.close()
-        close_all(relays)
+        with suppress(WorkerGoneError):
+            close_all(relays)

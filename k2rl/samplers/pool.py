@@ -216,7 +216,12 @@ class SamplerPool:
         with suppress(RunError):
             self.members[n].close()
         self.members[n] = fresh = self._start(n)
-        VllmSampler.publish_all([fresh], self._weights(), self.version)
+        try:
+            VllmSampler.publish_all([fresh], self._weights(), self.version)
+        except WorkerGoneError:
+            # Either it is gone too, or what was lost is on the way to it and is made again.
+            fresh.rewind()
+            VllmSampler.publish_all([fresh], self._weights(), self.version)
         self.prove(fresh)
         again = list[Request]()
         for running in self._running.values():

@@ -8,6 +8,7 @@ engine or several at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -51,6 +52,13 @@ class Publisher:
                 loaded = asked_each(engines, "load", [(one,) for one in there])
                 sent |= {entry.name for entry in bucket.entries}
                 size += sum(entry.end - entry.offset for entry in bucket.entries)
+        except RunError:
+            # What goes wrong on the way to some is what happened, not what the others make of it.
+            under_way, loaded = loaded, list
+            with suppress(RunError):
+                under_way()
+            self._relays.close()
+            raise
         finally:
             loaded()
         if wrong := sorted(sent ^ self._names):

@@ -27,8 +27,9 @@ def settings(trainer: TrainerConfig, optim: OptimConfig, dtype: torch.dtype) -> 
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},
-        # By itself it adds micro-batches up in the weights' dtype.
-        "data_types": {"grad_accum_dtype": "fp32"},
+        # By itself it adds micro-batches up in the weights' dtype; at stage 1 of bfloat16 anything else is another
+        # optimizer, which keeps all gradients twice.
+        "data_types": {"grad_accum_dtype": "fp32" if trainer.zero_stage > 1 else None},
     }
     if optim.name == "muon":
         told["optimizer"] = {
