@@ -146,16 +146,26 @@ def test_muon_moves_the_weights_as_ours_does(stage: int) -> None:
         assert float(a @ b / a.norm() / b.norm()) > 0.97, name
 
 
-@pytest.mark.parametrize(("stage", "name"), [(2, "adamw"), (3, "adamw"), (2, "muon"), (3, "muon")])
-def test_what_is_saved_goes_on_as_it_was(stage: int, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "name", "dtype"),
+    [
+        (2, "adamw", "float32"),
+        (3, "adamw", "bfloat16"),
+        (1, "adamw", "bfloat16"),
+        (2, "muon", "float32"),
+        (3, "muon", "float32"),
+    ],
+)
+def test_what_is_saved_goes_on_as_it_was(stage: int, name: str, dtype: str, tmp_path: Path) -> None:
     optim, batch = OptimConfig(name=name, grad_clip=0.0), one_batch(GOAL)
-    with deepspeed(stage, optim) as first:
+    model = ModelConfig(path=str(assets.NANO), dtype=dtype)
+    with deepspeed(stage, optim, model=model) as first:
         first.step(batch, lr=1e-3)
         first.save(tmp_path)
         assert {path.name for path in tmp_path.iterdir()} == first.files
         first.step(batch, lr=1e-3)
         expected = weights(first)
-        home = load_policy(MODEL).model
+        home = load_policy(model).model
         first.bring_home(home)
         assert all(torch.equal(tensor, expected[n]) for n, tensor in home.named_parameters())
         first.load(tmp_path)
