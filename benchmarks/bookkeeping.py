@@ -23,7 +23,7 @@ import torch
 import transformers
 from arms import VERIFIABLE
 
-from k2rl import rng
+from k2rl import dump, rng
 from k2rl.batch import Batch, batches
 from k2rl.env import SingleTurnEnv
 from k2rl.loop import Run
@@ -80,9 +80,9 @@ def main() -> None:
         run = Run(recipe, parts)
         for iteration in range(1, args.iterations + 1):
             started = time.perf_counter()
-            metrics, ranked = run.iterate(iteration)
-            groups = list(ranked.groups)
-            log.iteration(metrics, groups)
+            done = run.iterate(iteration)
+            groups = list(done.ranked.groups)
+            log.iteration(done.metrics, dump.rows(done.ranked, done.scored, parts.driver.limit))
             seconds = time.perf_counter() - started
             scored = score(groups, recipe.envs, parts.objective, 1.0)
             made = list(batches(scored.groups, parts.objective, recipe.trainer.updates_per_iteration, [None] * 9, 0))

@@ -108,11 +108,11 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     seconds = []
     for iteration in range(1, recipe.run.iterations + 1):
         started = time.perf_counter()
-        _, ranked = run.iterate(iteration)
+        done = run.iterate(iteration)
         seconds.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM")
     parts.close()
-    rollouts = [rollout for group in ranked.groups for rollout in group.rollouts]
+    rollouts = [rollout for group in done.ranked.groups for rollout in group.rollouts]
     return {
         "device": parts.policy.model.device.type,
         "peak": peak,

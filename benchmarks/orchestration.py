@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from turns import facts
 
-from k2rl import mismatch
+from k2rl import dump, mismatch
 from k2rl.batch import batches
 from k2rl.budget import Moment
 from k2rl.critic.critic import Ranked
@@ -76,8 +76,9 @@ class Loop:
         """Of each iteration, the share of its seconds that is in no phase."""
 
     def __call__(self, iteration: int) -> int:
-        metrics, ranked = self.run.iterate(iteration)
-        self.log.iteration(metrics, list(ranked.groups), [critique.to_json() for critique in ranked.critiques])
+        done = self.run.iterate(iteration)
+        metrics, ranked = done.metrics, done.ranked
+        self.log.iteration(metrics, dump.rows(ranked, done.scored, self.run.parts.driver.limit))
         self.run.settled = iteration, json.dumps(self.run.state({}))
         self.outside.append(1 - sum(metrics[f"time/{phase}"] for phase in PHASES) / metrics["time/iteration"])
         return sum(r.policy_tokens for g in ranked.groups for r in g.rollouts)

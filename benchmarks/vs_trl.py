@@ -43,10 +43,10 @@ def k2rl_side(link: Link, name: str, made: Recipe) -> None:
     for iteration in itertools.count(1):
         link.wait()
         started, started_cpu = time.perf_counter(), time.process_time()
-        metrics, ranked = run.iterate(iteration)
+        done = run.iterate(iteration)
         seconds, cpu = time.perf_counter() - started, time.process_time() - started_cpu
-        counts = [float(r.policy_tokens) for g in ranked.groups for r in g.rollouts]
-        link.send({"s": seconds, "cpu_s": cpu, "sampling": metrics["time/rollout"], **spread(counts)})
+        counts = [float(r.policy_tokens) for g in done.ranked.groups for r in g.rollouts]
+        link.send({"s": seconds, "cpu_s": cpu, "sampling": done.metrics["time/rollout"], **spread(counts)})
 
 
 def gradients_side(link: Link, name: str, made: Recipe) -> None:

@@ -10,12 +10,13 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from k2rl import checkpoint, mismatch
+from k2rl import checkpoint, dump, mismatch
 from k2rl.batch import TextBatch, batches, text_batch
 from k2rl.budget import Moment
 from k2rl.critic.critic import Ranked
@@ -26,9 +27,18 @@ from k2rl.progress import console, live
 from k2rl.recipe import Recipe
 from k2rl.runlog import RunLog, writing
 from k2rl.samplers.pool import SamplerPool
-from k2rl.scoring import score
+from k2rl.scoring import Scored, score
 from k2rl.setup import Parts, build, evaluation, summary_of
 from k2rl.types import FAILURES, Task, mean
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What came of an iteration: its metrics, its groups with what the critic made of them, and their rewards."""
+
+    metrics: dict[str, float]
+    ranked: Ranked
+    scored: Scored
 
 
 class Run:
@@ -44,8 +54,8 @@ class Run:
         self.settled: tuple[int, str] | None = None
         """The last whole iteration and its state as JSON, while the weights are still that iteration's."""
 
-    def iterate(self, iteration: int) -> tuple[dict[str, float], Ranked]:
-        """One iteration: metrics, and the groups it was made of with what the critic made of them."""
+    def iterate(self, iteration: int) -> Iteration:
+        """One iteration."""
         recipe, parts = self.recipe, self.parts
         progress = (iteration - 1) / max(recipe.run.iterations, 1)
         started = time.perf_counter()
@@ -87,7 +97,7 @@ class Run:
         if isinstance(parts.sampler, SamplerPool):
             metrics |= parts.sampler.metrics(total)
         self.times = {}
-        return metrics, ranked
+        return Iteration(metrics, ranked, scored)
 
     def ptx_texts(self, progress: float) -> TextBatch | None:
         """The PTX examples of one update, or None in a run without PTX."""
@@ -177,14 +187,15 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
     started = time.perf_counter() - elapsed
     with live("training", quiet) as show, rescued(run, log):
         for iteration in range(first, recipe.run.iterations + 1):
-            metrics, ranked = run.iterate(iteration)
+            done = run.iterate(iteration)
+            metrics, ranked = done.metrics, done.ranked
             for alarm in ranked.alarms:
                 run.alarms.append(alarm)
                 console.print(alarm, style="bold red", markup=False, soft_wrap=True)
             if recipe.run.eval_every and iteration % recipe.run.eval_every == 0:
                 results = evaluation(recipe, parts, True, "during")
                 metrics |= {f"eval/{env}/pass@1": r["pass@1"] for env, r in results.items()}
-            log.iteration(metrics, ranked.groups, [critique.to_json() for critique in ranked.critiques])
+            log.iteration(metrics, dump.rows(ranked, done.scored, parts.driver.limit))
             state = run.state({"eval_before": before, "wall_s": time.perf_counter() - started})
             if iteration % recipe.run.checkpoint_every == 0 or iteration == recipe.run.iterations:
                 run.save(log, iteration, state)

@@ -192,12 +192,15 @@ class RolloutDriver:
             )
         self.sampler.submit(requests)
 
+    def limit(self, task: Task) -> int:
+        """The budget of a task, in tokens."""
+        spec, env = self.pool.specs[task.env], self.pool.templates[task.env]
+        return budget.limit(task, spec.budget, env.budget, self.estimates)
+
     # --- the environment's side --------------------------------------------------------------------------
 
     def _new_group(self, task: Task, iteration: int, copy: int, temperature: Callable[[str], float]) -> PendingGroup:
-        spec, env = self.pool.specs[task.env], self.pool.templates[task.env]
-        limit = budget.limit(task, spec.budget, env.budget, self.estimates)
-        heat = temperature(task.env)
+        limit, heat = self.limit(task), temperature(task.env)
         worker = self._next_worker()
         return PendingGroup(
             task, [Trajectory(task, k, limit, heat, iteration, copy, worker) for k in range(self.group_size)]

@@ -17,12 +17,13 @@ from typing import IO, Any
 from safetensors import SafetensorError
 
 from k2rl import recipe_files as recipes
+from k2rl.dump import Rows
 from k2rl.errors import RunError, UserError
 from k2rl.recipe import Recipe
-from k2rl.types import SCHEMA_VERSION, Group
+from k2rl.types import SCHEMA_VERSION
 
-_PER_ITERATION = ("rollouts", "critiques")
-"""Folders with a file for each iteration; the second only in runs with a critic."""
+_PER_ITERATION = ("rollouts", "critiques", "judged")
+"""Folders with a file for each iteration; the last two only in runs with a critic."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -88,15 +89,14 @@ class RunLog:
             if not number.isdecimal() or int(number) > iteration:
                 path.unlink()
 
-    def iteration(
-        self, metrics: Mapping[str, float], groups: Sequence[Group], critiques: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
-        """Append an iteration's metrics (those that have a value) and write its rollouts and, if any, its critiques."""
+    def iteration(self, metrics: Mapping[str, float], rows: Rows) -> None:
+        """Append an iteration's metrics (those that have a value) and write its rows, each kind in a file that is there
+        where there are any."""
         number = int(metrics["iteration"])
         finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
-        self._rows("rollouts", number, [r.to_json() for g in groups for r in g.rollouts])
-        if critiques:
-            self._rows("critiques", number, critiques)
+        for kind in _PER_ITERATION:
+            if rows[kind]:
+                self._rows(kind, number, rows[kind])
         with writing(self.folder), (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"schema_version": SCHEMA_VERSION, **finite}) + "\n")
 

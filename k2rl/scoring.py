@@ -26,10 +26,11 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Scored:
-    """The groups that train, and what an iteration's metrics say about all of them."""
+    """The groups that train, what an iteration's metrics say about all of them, and all that have rewards."""
 
     groups: tuple[ScoredGroup, ...]
     metrics: dict[str, float]
+    all: tuple[ScoredGroup, ...]
 
 
 def score(
@@ -64,7 +65,7 @@ def score(
     check_failures([r for g in groups for r in g.rollouts], max_failure_rate)
     learning = [g for g in scored if g.weight and not (objective.drops_even and even(g))]
     metrics = _metrics(groups, scored, specs, moment, frozenset(weights or ())) | {"train/groups": float(len(learning))}
-    return Scored(tuple(learning), metrics)
+    return Scored(tuple(learning), metrics, tuple(scored))
 
 
 def even(group: ScoredGroup) -> bool:

@@ -501,9 +501,9 @@ def test_groups_that_start_anew_are_the_next_ones(recipe: Callable[..., Recipe],
     again = Run(chosen, build(chosen))
     again.restore(state)
     names = [t.id for t in again.restart]
-    metrics_2, ranked = again.iterate(2)
-    assert metrics_2["errors/groups_restarted"] == len(names)
-    pending = {g.task.id for g in again.parts.driver.pending} | {g.task.id for g in ranked.groups}
+    second = again.iterate(2)
+    assert second.metrics["errors/groups_restarted"] == len(names)
+    pending = {g.task.id for g in again.parts.driver.pending} | {g.task.id for g in second.ranked.groups}
     assert set(names) <= pending
     parts.close()
     again.parts.close()

@@ -81,7 +81,7 @@ class _Held:
 @dataclass(frozen=True)
 class Ranked:
     """Groups whose pending verdicts are decided, the weight of each open-ended environment's advantages, why it is 0
-    where it is, and what there is to tell."""
+    where it is, what there is to tell, and what the judge was measured by."""
 
     groups: tuple[Group, ...]
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -89,6 +89,7 @@ class Ranked:
     critiques: tuple[Critique, ...] = ()
     alarms: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    measured: tuple[JudgedPair, ...] = ()
 
 
 class Critic:
@@ -134,7 +135,7 @@ class Critic:
         found = verified_pairs(groups, words, self.config.pairs, self.seed, iteration)
         fresh = {hashed: p for p in found if (hashed := _hash(p)) not in self._trained}
         degraded = [pair for group in groups for pair in self._degraded(group, iteration)]
-        self._measure([*fresh.values(), *degraded], iteration)
+        measured = self._measure([*fresh.values(), *degraded], iteration)
         learned = [pair for pair in found if pair.env not in self.config.held_out]
         self.window.add(iteration, learned)
         self._trained |= {_hash(pair) for pair in learned}
@@ -161,15 +162,16 @@ class Critic:
             **{f"critic/baseline/{name}": gate.baseline for name, gate in gates.items() if gate.baseline is not None},
         }
         closed = {name: gates[name].reason for name, weight in weights.items() if not weight}
-        return Ranked(tuple(decided), weights, closed, tuple(critiques), alarms, metrics)
+        return Ranked(tuple(decided), weights, closed, tuple(critiques), alarms, metrics, measured)
 
-    def _measure(self, fresh: Sequence[Pair], iteration: int) -> None:
+    def _measure(self, fresh: Sequence[Pair], iteration: int) -> tuple[JudgedPair, ...]:
         asked = [pairs.comparison(p, better_first=True) for p in fresh]
         judged, before = self.judge.judge(asked), list[Judgement | None]([None] * len(asked))
         if self.reference is not None:
             before = self.reference.judge(asked)
-        known = [JudgedPair(p, j, b) for p, j, b in zip(fresh, judged, before, strict=True) if j is not None]
+        known = tuple(JudgedPair(p, j, b) for p, j, b in zip(fresh, judged, before, strict=True) if j is not None)
         self.trust.add(iteration, known, [self._formed(judged.pair) for judged in known])
+        return known
 
     def _formed(self, pair: Pair) -> tuple[bool, bool] | None:
         """Whether the better and the worse response have the form of a response at all."""

@@ -63,6 +63,11 @@ class Pair:
     worse: str
     apart: bool = False
 
+    @property
+    def source(self) -> str:
+        """Who knows which is better."""
+        return "verified" if self.kind == "verified" else "apart" if self.apart else "degradation"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "env": self.env,
