@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -325,6 +326,63 @@ def env_new(
         print(f"wrote {path}")
     print(f"test it:      {created.test_command}")
     print(f"train on it:  {created.train_command}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR…", help="One run, or several to compare.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page's file  [default: report.html in the first run's folder]")
+    ] = None,
+    rollouts: Annotated[bool, typer.Option("--rollouts", help="Show rollouts here instead of writing a page.")] = False,
+    env: Annotated[str | None, typer.Option(help="Of this environment only.")] = None,
+    iteration: Annotated[int | None, typer.Option(min=1, help="Of this iteration only.")] = None,
+    verdict: Annotated[
+        str | None, typer.Option(help="With this verdict only: correct, malformed, cut, ranked, …")
+    ] = None,
+    wrong: Annotated[bool, typer.Option("--wrong", help="Those that are not right only.")] = False,
+    least: Annotated[float | None, typer.Option("--reward-min", help="With at least this reward.")] = None,
+    most: Annotated[float | None, typer.Option("--reward-max", help="With at most this reward.")] = None,
+    text: Annotated[str | None, typer.Option(help="That say this.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many at most, the last first.")] = 10,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what a run did: one page of HTML that opens offline, or its rollouts in this terminal."""
+    filters = {
+        "--env": env,
+        "--iteration": iteration,
+        "--verdict": verdict,
+        "--reward-min": least,
+        "--reward-max": most,
+    }
+    given = [
+        name for name, value in (filters | {"--text": text, "--wrong": wrong or None}).items() if value is not None
+    ]
+    if not rollouts:
+        from k2rl.report import page
+
+        if given or as_json:
+            raise UserError(f"{(given or ['--json'])[0]} is for rollouts: add --rollouts")
+        print(page.write(runs, out or runs[0] / "report.html"))
+        return
+    if len(runs) > 1 or out is not None or (wrong and verdict is not None):
+        raise UserError("--rollouts shows one run, here: leave --out out, and one of --wrong and --verdict")
+    from rich.console import Console
+
+    from k2rl.report import browsing, terminal
+    from k2rl.report.reading import RunFiles
+
+    run = RunFiles.of(runs[0])
+    if env is not None and env not in run.envs:
+        raise UserError(f"--env {env}: this run has {', '.join(run.envs)}")
+    wanted = terminal.Wanted(env, iteration, "wrong" if wrong else verdict, least, most, text)
+    found = list(islice(terminal.found(run, wanted, browsing.decoder(run)), limit))
+    if as_json:
+        _print_json(found)
+        return
+    for rollout in found:
+        terminal.print_rollout(Console(highlight=False, soft_wrap=True), rollout)
+    print(f"{len(found)} rollouts" + (f"; more with --limit {2 * limit}" if len(found) == limit else ""))
 
 
 @sandbox_app.command("serve")

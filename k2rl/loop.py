@@ -25,6 +25,7 @@ from k2rl.errors import RunError
 from k2rl.losses import Objective
 from k2rl.progress import console, live
 from k2rl.recipe import Recipe
+from k2rl.report import page
 from k2rl.runlog import RunLog, writing
 from k2rl.samplers.pool import SamplerPool
 from k2rl.scoring import Scored, score
@@ -209,6 +210,8 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
     after = evaluation(recipe, parts, quiet, "after")
     summary = summary_of(parts, before, after, wall) | ({"alarms": run.alarms} if parts.critic else {})
     log.summary(summary)
+    if recipe.run.report:
+        page.at_the_end(log.folder, quiet)
     return summary
 
 

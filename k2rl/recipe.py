@@ -73,6 +73,8 @@ class RunConfig:
 
     An environment's call (reset, step) that takes longer than `patience_s` seconds is named on stderr, with the place
     where it is; one longer than `stuck_s` is given up, and its rollout has the verdict `timeout`.
+
+    `report` writes report.html into the run's folder at its end, as `k2rl report` does at any time.
     """
 
     iterations: int = 100
@@ -83,6 +85,7 @@ class RunConfig:
     max_failure_rate: float = 0.2
     patience_s: float = 60.0
     stuck_s: float = 300.0
+    report: bool = True
     threads: int | None = None
 
 
