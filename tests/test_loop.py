@@ -82,7 +82,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def assert_identical(a: Path, b: Path) -> None:
     assert metrics(a) == metrics(b)
     assert all(torch.equal(t, weights(b)[n]) for n, t in weights(a).items())
-    for kind in ("rollouts", "critiques"):
+    for kind in ("rollouts", "critiques", "judged"):
         names = sorted(p.name for p in (a / kind).glob("*"))
         assert names == sorted(p.name for p in (b / kind).glob("*"))
         assert all((a / kind / n).read_bytes() == (b / kind / n).read_bytes() for n in names)
