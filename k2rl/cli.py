@@ -82,6 +82,7 @@ def train(
         Path | None, typer.Option(help="Where the run is written  [default: runs/<recipe>-<time>]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what goes wrong.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a policy by RL."""
@@ -92,9 +93,10 @@ def train(
     where = run_dir or _default_run_dir(Path(recipe).stem, resume)
     from k2rl.loop import train as run
 
-    summary = run(loaded, where, resume=resume, quiet=as_json)
+    summary = run(loaded, where, resume=resume, quiet=quiet or as_json)
     if as_json:
         _print_json(summary)
+    if quiet or as_json:
         return
     from rich.console import Console
 

@@ -16,21 +16,20 @@ from typing import Any
 
 import torch
 
-from k2rl import checkpoint, dump, mismatch
+from k2rl import checkpoint, dump, live, mismatch, progress
 from k2rl.batch import TextBatch, batches, text_batch
 from k2rl.budget import Moment
 from k2rl.critic.critic import Ranked
-from k2rl.curriculum import Curriculum
 from k2rl.errors import RunError
 from k2rl.losses import Objective
-from k2rl.progress import console, live
+from k2rl.progress import console
 from k2rl.recipe import Recipe
 from k2rl.report import page
 from k2rl.runlog import RunLog, writing
 from k2rl.samplers.pool import SamplerPool
 from k2rl.scoring import Scored, score
 from k2rl.setup import Parts, build, evaluation, summary_of
-from k2rl.types import FAILURES, Task, mean
+from k2rl.types import Task, mean
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class Run:
     def __init__(self, recipe: Recipe, parts: Parts) -> None:
         self.recipe, self.parts = recipe, parts
         self.times: dict[str, float] = {}
+        self.phase = ""
+        """What the iteration under way is at, as `times` calls it."""
         self.restart: list[Task] = []
         """Tasks whose interrupted groups could be neither restored nor replayed."""
         self.alarms: list[str] = []
@@ -97,7 +98,7 @@ class Run:
         metrics["perf/tokens_per_s"] = tokens / total
         if isinstance(parts.sampler, SamplerPool):
             metrics |= parts.sampler.metrics(total)
-        self.times = {}
+        self.times, self.phase = {}, ""
         return Iteration(metrics, ranked, scored)
 
     def ptx_texts(self, progress: float) -> TextBatch | None:
@@ -110,7 +111,7 @@ class Run:
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
         """Add the time spent inside to `time/<phase>`."""
-        started = time.perf_counter()
+        self.phase, started = phase, time.perf_counter()
         yield
         self.times[phase] = self.times.get(phase, 0.0) + time.perf_counter() - started
 
@@ -160,7 +161,7 @@ def train(
     """
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    with live("starting", quiet) as show:
+    with progress.live("starting", quiet) as show:
         show(0, 1, "loading the model and the tasks")
         parts = build(recipe, objective)
     try:
@@ -186,7 +187,7 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
         parts.sync(0)
         before, elapsed, first = evaluation(recipe, parts, quiet, "before"), 0.0, 1
     started = time.perf_counter() - elapsed
-    with live("training", quiet) as show, rescued(run, log):
+    with live.training(run, log.folder, before, quiet) as show, rescued(run, log):
         for iteration in range(first, recipe.run.iterations + 1):
             done = run.iterate(iteration)
             metrics, ranked = done.metrics, done.ranked
@@ -202,7 +203,7 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
                 run.save(log, iteration, state)
             else:
                 run.settled = iteration, json.dumps(state)
-            show(iteration, recipe.run.iterations, _status(metrics, parts.curriculum, ranked))
+            show(metrics, ranked)
     wall = time.perf_counter() - started
     log.replace_folder("model", parts.save_model)
     if parts.trained_copy is not None:
@@ -233,21 +234,3 @@ def rescued(run: Run, log: RunLog) -> Iterator[None]:
 def _averages(stats: list[dict[str, float]]) -> dict[str, float]:
     """The mean over an iteration's updates."""
     return {key: mean([s[key] for s in stats if key in s]) for key in (stats[0] if stats else {})}
-
-
-def _status(metrics: dict[str, float], curriculum: Curriculum, ranked: Ranked) -> str:
-    """What a person wants to see of an iteration."""
-    parts = [
-        f"{name}: {100 * metrics[f'success/{name}']:.0f} % right, {metrics[f'tokens/{name}']:.0f} tokens"
-        for name in curriculum.pools
-        if f"success/{name}" in metrics
-    ]
-    for name, weight in ranked.weights.items():
-        accuracy = metrics.get(f"critic/accuracy/{name}/degradation")
-        judge = "judge not measured" if accuracy is None else f"judge {100 * accuracy:.0f} % right"
-        why = f" ({ranked.closed[name].replace('_', ' ')})" if name in ranked.closed else ""
-        parts.append(f"{name}: {judge}, weight {weight:.2f}{why}")
-    if unreadable := metrics.get("critic/unreadable"):
-        parts.append(f"{unreadable:.0f} of {metrics['critic/judgements']:.0f} verdicts unreadable")
-    errors = int(sum(metrics[f"errors/{status}"] for status in FAILURES))
-    return "  ".join([*parts, f"{metrics['perf/tokens_per_s']:.0f} tok/s", *([f"{errors} errors"] if errors else [])])
