@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
 from k2rl import outputs
 from k2rl.cli_shared import arguments, print_table
 from k2rl.errors import UserError
+from k2rl.terminal import shown
+from k2rl.types import Status
+
+if TYPE_CHECKING:
+    from k2rl.replay import Replayed
 
 app = typer.Typer(help="How far what gives the rewards can be trusted.", no_args_is_help=True)
 
@@ -21,6 +26,8 @@ RowsOut = Annotated[Path | None, typer.Option(help="Also write the verdict on ev
 
 Kind = Literal["auto", "judge", "scalar"]
 TooLong = Literal["skip", "cut"]
+_SHOWN = 400
+"""Characters of a text on the screen."""
 
 
 @app.command("verifier")
@@ -106,6 +113,85 @@ def eval_judge(
         Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
+@app.command("replay")
+def eval_replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, of a run that is over or not.")],
+    reward: Annotated[
+        str | None,
+        typer.Option(help="name, module:Class or file.py:Class  [default: each env's own, by the run's recipe]"),
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(help="An env of the run; may repeat  [default: all of the reward's kind]")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
+    rows_out: RowsOut = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rollouts per env, from all parts of the run.")] = None,
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="key=value", help="An argument of the reward; may repeat.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads  [default: twice the cores, 8 at most]")] = None,
+) -> None:
+    """Score a run's rollouts again: which past verdicts would a changed verifier turn?"""
+    from k2rl import replay
+
+    if arg and reward is None:
+        raise UserError("--arg is an argument of the reward: give --reward with it")
+    _check_outputs({}, {"--json": json_file, "--rows-out": rows_out})
+    report, found = replay.replay(run, reward, arguments(arg or []), env or (), limit=limit, workers=workers)
+    _write(report, found, json_file, rows_out)
+    _print_replay(report, replay.examples(found, 12))
+    if report["all"]["turned"] > 12 and rows_out is None:
+        print("--rows-out lists all that turned")
+
+
+def _print_replay(report: Mapping[str, Any], turned: Sequence[Replayed]) -> None:
+    """Tables of statuses before and now, examples, and a line for each env."""
+    from k2rl.replay import prompt
+
+    statuses = [s for s in Status if any(s in now for own in report["envs"].values() for now in own["table"].values())]
+    rows = [
+        {"env": shown(name), "before": before, **{s: now.get(s, "") for s in statuses}}
+        for name, own in report["envs"].items()
+        for before, now in sorted(own["table"].items(), key=lambda entry: list(Status).index(entry[0]))
+    ]
+    print_table(rows, ("env", "before", *statuses))
+    for one in turned:
+        past, now = one.past, one.verdict
+        place = f"{shown(past.task.env)}, iteration {past.iteration}, line {past.line}"
+        print(f"{place}: {past.verdict.status} -> {now.status}")
+        for title, text in (("prompt", prompt(past.task)), ("response", past.response)):
+            print(f"  {title:9}{shown(text, _SHOWN)}")
+        for title, verdict in (("before", past.verdict), ("now", now)):
+            if verdict.detail:
+                print(f"  {title:9}{shown(verdict.detail, _SHOWN)}")
+    for name, own in report["envs"].items():
+        print(f"{shown(name)}: {_replayed(own)}")
+    for name, left in report["left_out"].items():
+        print(f"{shown(name)}: left out, {left['rollouts']} rollouts: {shown(left['reason'])}")
+    for name in report["damaged"]:
+        print(f"rollouts/{shown(name)} is damaged: what is whole of it is counted")
+
+
+def _replayed(own: Mapping[str, Any]) -> str:
+    """What became of an environment's verdicts, in a line."""
+    if own["share_turned"] is None:
+        said = "no verdict to compare"
+    else:
+        share, low, high = (100 * x for x in (own["share_turned"], *own["ci95"]["share_turned"]))
+        said = f"{own['turned']} of {own['n']} verdicts turned, {share:.2f} % (95 %: {low:.2f} to {high:.2f})"
+        if own["turned"]:
+            said += f": {own['now_correct']} now correct, {own['no_longer_correct']} no longer"
+    notes = {
+        "{} scores changed beside": own["scores_changed"],
+        "{} errors": own["errors"],
+        "{} had none before": own["errors_before"],
+        "{} cut at their budget, never verified": own["cut"],
+        "{} without a response": own["no_response"],
+        "{} without a verdict": own["no_verdict"],
+    }
+    return "; ".join([said, *(note.format(n) for note, n in notes.items() if n)])
+
+
 class _Row(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
@@ -119,7 +205,8 @@ def _check_outputs(inputs: Mapping[str, Path], given: Mapping[str, Path | None])
             taken[option] = path
 
 
-def _write(report: Mapping[str, Any], judged: Sequence[_Row], json_file: Path, rows_out: Path | None) -> None:
+def _write(report: Mapping[str, Any], judged: Sequence[_Row], json_file: Path | None, rows_out: Path | None) -> None:
     if rows_out is not None:
         outputs.write_lines(rows_out, (j.to_json() for j in judged))
-    outputs.write_json(json_file, report)
+    if json_file is not None:
+        outputs.write_json(json_file, report)

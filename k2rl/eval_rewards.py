@@ -21,11 +21,12 @@ import ast
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 from k2rl import plugins
 from k2rl.errors import UserError, failed
@@ -34,6 +35,9 @@ from k2rl.progress import bar, console
 from k2rl.protocols import Reward
 from k2rl.records import json_lines
 from k2rl.types import SCHEMA_VERSION, Status, Verdict
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 EXPECTED = {"accept": True, "reject": False}
 _SILENT_S = 30.0
@@ -103,14 +107,7 @@ def evaluate(
             raise UserError(f"{data}, line {row.line}: {error}") from None
 
     start = time.perf_counter()
-    with ThreadPoolExecutor(workers or min(8, 2 * (os.cpu_count() or 1)), thread_name_prefix="k2rl-reward") as pool:
-        jobs = [pool.submit(judge, row) for row in rows]
-        try:
-            _await(jobs, rows, quiet)
-            judged = [job.result() for job in jobs]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    judged = in_threads(judge, rows, lambda row: f"line {row.line}", workers, quiet)
     return _report(reward, data, judged, time.perf_counter() - start), judged
 
 
@@ -120,11 +117,25 @@ def verdict_of(reward: Reward, row: Row) -> Verdict:
     Raises:
         UserError: the reward itself refuses the row's reference.
     """
-    try:
+
+    def ask() -> Verdict:
         verdict = reward(row.response, row.reference)
         bare = getattr(reward, "bare", None)
         if bare is not None and not row.is_program and verdict.status is Status.MALFORMED:
-            verdict = bare(row.response.strip(), row.reference)
+            return bare(row.response.strip(), row.reference)  # type: ignore[no-any-return]
+        return verdict
+
+    return guarded(ask)
+
+
+def guarded(ask: Callable[[], object]) -> Verdict:
+    """The verdict that a reward is asked for; what else it does is a verdict of its failure.
+
+    Raises:
+        UserError: the reward's own.
+    """
+    try:
+        verdict = ask()
     except UserError:
         raise
     except Exception as error:  # the boundary: whatever a reward does, the other rows are still judged
@@ -134,18 +145,39 @@ def verdict_of(reward: Reward, row: Row) -> Verdict:
     return verdict
 
 
-def _await(jobs: Sequence[Future[Judged]], rows: Sequence[Row], quiet: bool) -> None:
+def in_threads(
+    ask: Callable[[T], R], items: Sequence[T], name: Callable[[T], str], workers: int | None, quiet: bool
+) -> list[R]:
+    """What `ask` makes of each item, in their order; `name` is what an item is called when it takes long.
+
+    Raises whatever it does, at once.
+    """
+    with ThreadPoolExecutor(workers or min(8, 2 * (os.cpu_count() or 1)), thread_name_prefix="k2rl-reward") as pool:
+        jobs = [pool.submit(ask, item) for item in items]
+        try:
+            _await(jobs, [name(item) for item in items], quiet)
+            return [job.result() for job in jobs]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _await(jobs: Sequence[Future[Any]], names: Sequence[str], quiet: bool) -> None:
     """Wait for all, show how far it is, stop at the first that raises, and say what is waited for if nothing moves."""
+    finished: SimpleQueue[Future[Any]] = SimpleQueue()
+    for job in jobs:
+        job.add_done_callback(finished.put)
+    done = 0
     with bar("judging", quiet) as progress:
-        pending = set(jobs)
-        while pending:
-            done, pending = wait(pending, timeout=_SILENT_S, return_when=FIRST_COMPLETED)
-            for job in done:
-                job.result()
-            progress(len(jobs) - len(pending), len(jobs))
-            if not done:
-                lines = [row.line for job, row in zip(jobs, rows, strict=True) if job.running()]
-                console.print(f"no verdict for {_SILENT_S:g} s; waiting for lines {', '.join(map(str, lines))}")
+        while done < len(jobs):
+            try:
+                finished.get(timeout=_SILENT_S).result()
+            except Empty:
+                running = [name for job, name in zip(jobs, names, strict=True) if job.running()]
+                console.print(f"no verdict for {_SILENT_S:g} s; waiting for {', '.join(running)}", markup=False)
+                continue
+            done += 1
+            progress(done, len(jobs))
 
 
 def _report(reward: str, data: Path, judged: Sequence[Judged], wall_s: float) -> dict[str, Any]:

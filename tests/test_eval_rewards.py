@@ -125,7 +125,7 @@ def test_a_silence_is_explained(in_folder: Write, monkeypatch: pytest.MonkeyPatc
     path = in_folder("rows.jsonl", "\n" + lines(answer("7", True)))
     evaluate("test_eval_rewards:Equal", path, {"delay": 0.5}, workers=1, quiet=True)
     assert said
-    assert "waiting for lines 2" in said[0]
+    assert "waiting for line 2" in said[0]
 
 
 def test_program_rows(in_folder: Write) -> None:
