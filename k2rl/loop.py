@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from k2rl import checkpoint, dump, live, mismatch, progress
+from k2rl import checkpoint, dump, mismatch
 from k2rl.batch import TextBatch, batches, text_batch
 from k2rl.budget import Moment
 from k2rl.critic.critic import Ranked
 from k2rl.errors import RunError
+from k2rl.live import training
 from k2rl.losses import Objective
-from k2rl.progress import console
+from k2rl.progress import console, live
 from k2rl.recipe import Recipe
 from k2rl.report import page
 from k2rl.runlog import RunLog, writing
@@ -98,7 +99,7 @@ class Run:
         metrics["perf/tokens_per_s"] = tokens / total
         if isinstance(parts.sampler, SamplerPool):
             metrics |= parts.sampler.metrics(total)
-        self.times, self.phase = {}, ""
+        self.times = {}
         return Iteration(metrics, ranked, scored)
 
     def ptx_texts(self, progress: float) -> TextBatch | None:
@@ -113,6 +114,7 @@ class Run:
         """Add the time spent inside to `time/<phase>`."""
         self.phase, started = phase, time.perf_counter()
         yield
+        self.phase = ""
         self.times[phase] = self.times.get(phase, 0.0) + time.perf_counter() - started
 
     def state(self, extra: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def train(
     """
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    with progress.live("starting", quiet) as show:
+    with live("starting", quiet) as show:
         show(0, 1, "loading the model and the tasks")
         parts = build(recipe, objective)
     try:
@@ -187,7 +189,7 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
         parts.sync(0)
         before, elapsed, first = evaluation(recipe, parts, quiet, "before"), 0.0, 1
     started = time.perf_counter() - elapsed
-    with live.training(run, log.folder, before, quiet) as show, rescued(run, log):
+    with training(run, log.folder, before, quiet) as show, rescued(run, log):
         for iteration in range(first, recipe.run.iterations + 1):
             done = run.iterate(iteration)
             metrics, ranked = done.metrics, done.ranked
