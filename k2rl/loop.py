@@ -30,6 +30,7 @@ from k2rl.runlog import RunLog, writing
 from k2rl.samplers.pool import SamplerPool
 from k2rl.scoring import Scored, score
 from k2rl.setup import Parts, build, evaluation, summary_of
+from k2rl.trackers import check_installed
 from k2rl.types import Task, mean
 
 
@@ -161,6 +162,7 @@ def train(
         UserError: the recipe, the model, the data or the run directory is wrong.
         RunError: the run stopped for a named reason; its last checkpoint is whole.
     """
+    check_installed(recipe.run.trackers)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     with live("starting", quiet) as show:
@@ -188,6 +190,7 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
     else:
         parts.sync(0)
         before, elapsed, first = evaluation(recipe, parts, quiet, "before"), 0.0, 1
+    log.track(recipe, first)
     started = time.perf_counter() - elapsed
     with training(run, log.folder, before, quiet) as show, rescued(run, log):
         for iteration in range(first, recipe.run.iterations + 1):

@@ -87,6 +87,8 @@ class RunConfig:
     stuck_s: float = 300.0
     report: bool = True
     threads: int | None = None
+    trackers: list[str] = field(default_factory=list)
+    tracker_args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -11,9 +11,10 @@ from k2rl import budget
 from k2rl.engines.vllm_plugin import OWN, TEMPERATURES
 from k2rl.errors import UserError
 from k2rl.schedules import Schedule
+from k2rl.trackers import TRACKERS
 
 if TYPE_CHECKING:
-    from k2rl.recipe import EnvSpec, LoraConfig, OptimConfig, Recipe, SftRecipe
+    from k2rl.recipe import EnvSpec, LoraConfig, OptimConfig, Recipe, RunConfig, SftRecipe
 
 ORDERS = ("uniform", "prioritised", "easy_to_hard")
 
@@ -197,6 +198,7 @@ def _train_problems(recipe: Recipe) -> list[str]:
     found += _lora_problems(recipe.model.lora)
     found += _temperature_problems("temperature", recipe.temperature)
     found += _critic_problems(recipe)
+    found += _tracker_problems(run)
     if not 0 < rollout.pause_share <= 1:
         found.append(f"rollout.pause_share is {rollout.pause_share}: it lies in (0, 1]")
     if not 0 < run.patience_s <= run.stuck_s < math.inf:
@@ -211,6 +213,19 @@ def _train_problems(recipe: Recipe) -> list[str]:
             f"trainer.updates_per_iteration is {trainer.updates_per_iteration} with rollout.tasks={rollout.tasks}: "
             "a mini-batch holds at least one whole group"
         )
+    return found
+
+
+def _tracker_problems(run: RunConfig) -> list[str]:
+    found = [problem for name in run.trackers for problem in _one_of("run.trackers", name, list(TRACKERS))]
+    found += [
+        f"run.trackers names {name} twice" for name in dict.fromkeys(run.trackers) if run.trackers.count(name) > 1
+    ]
+    for name, options in run.tracker_args.items():
+        if name not in run.trackers:
+            found.append(f"run.tracker_args.{name} has no effect: {name} is not among run.trackers={run.trackers}")
+        elif not isinstance(options, Mapping):
+            found.append(f"run.tracker_args.{name} is {options!r}: it is a mapping of options")
     return found
 
 

@@ -130,14 +130,15 @@ def to_dict(recipe: Recipe | SftRecipe) -> dict[str, Any]:
 
 def differences(a: Recipe, b: Recipe) -> list[str]:
     """The dotted keys in which two recipes differ."""
-
-    def flat(value: Any, prefix: str) -> dict[str, Any]:
-        if isinstance(value, Mapping) and value:
-            return {k: v for key, sub in value.items() for k, v in flat(sub, f"{prefix}.{key}").items()}
-        return {prefix[1:]: value}
-
-    left, right = flat(to_dict(a), ""), flat(to_dict(b), "")
+    left, right = flat(to_dict(a)), flat(to_dict(b))
     return sorted(k for k in left.keys() | right.keys() if left.get(k, math.nan) != right.get(k, math.nan))
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted keys; an empty one stays."""
+    if isinstance(value, Mapping) and value:
+        return {k: v for key, sub in value.items() for k, v in flat(sub, f"{prefix}.{key}").items()}
+    return {prefix[1:]: value}
 
 
 def _check_keys(schema: Any, data: Any, prefix: str, source: str) -> None:

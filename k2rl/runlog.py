@@ -20,6 +20,7 @@ from k2rl import recipe_files as recipes
 from k2rl.dump import Rows
 from k2rl.errors import RunError, UserError
 from k2rl.recipe import Recipe
+from k2rl.trackers.feed import Trackers
 from k2rl.types import SCHEMA_VERSION
 
 _PER_ITERATION = ("rollouts", "critiques", "judged")
@@ -32,6 +33,7 @@ class RunLog:
 
     def __init__(self, folder: Path, lock: IO[str]) -> None:
         self.folder, self._lock = folder, lock
+        self._trackers = Trackers()
         self.checkpoints = folder / "checkpoints"
         (folder / _PER_ITERATION[0]).mkdir(exist_ok=True)
 
@@ -65,7 +67,8 @@ class RunLog:
             raise UserError(f"another run is writing to {folder}: wait for it, or choose another --run-dir") from None
         if resume:
             before = recipes.load_saved(folder / "recipe.yaml")
-            changed = recipes.differences(before, recipe)
+            # Where a run is watched does not change it.
+            changed = [k for k in recipes.differences(before, recipe) if not k.startswith("run.tracker")]
             if changed:
                 raise UserError(
                     f"the recipe differs from the one in {folder} in {', '.join(changed[:5])}: resume with the same "
@@ -93,12 +96,13 @@ class RunLog:
         """Append an iteration's metrics (those that have a value) and write its rows, each kind in a file that is there
         where there are any."""
         number = int(metrics["iteration"])
-        finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
+        finite = {k: v for k, v in metrics.items() if math.isfinite(v)} | self._trackers.metrics
         for kind in _PER_ITERATION:
             if rows[kind]:
                 self._rows(kind, number, rows[kind])
         with writing(self.folder), (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"schema_version": SCHEMA_VERSION, **finite}) + "\n")
+        self._trackers.log({k: v for k, v in finite.items() if k != "iteration"}, number)
 
     def _rows(self, folder: str, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
         lines = [json.dumps({"schema_version": SCHEMA_VERSION, **row}) + "\n" for row in rows]
@@ -120,7 +124,12 @@ class RunLog:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             draft.rename(self.folder / name)
 
+    def track(self, recipe: Recipe, first: int) -> None:
+        """Hand what is logged to the recipe's trackers as well, from iteration `first` on."""
+        self._trackers = Trackers.start(recipe, self.folder, first)
+
     def close(self) -> None:
+        self._trackers.close()
         self._lock.close()
 
     def _write(self, path: Path, data: bytes) -> None:
