@@ -26,21 +26,26 @@ _TINY, _HUGE = 1e-9, 1e9
 
 @dataclass
 class BudgetConfig:
-    """`tokens` (None: the task's or the env's own) bounds all policy tokens of a rollout; `penalty` (0.5 unless set) is
-    subtracted from a truncated response's reward in mode `truncate`.
+    """How long a response may be, and what its length does to its reward; see docs/budgets.md.
 
-    `percentile` estimates a budget per task: that percentile of the token counts of the correct answers in the env's
-    `measured` file, times `factor` (1 unless set), never above the full budget; a task without a correct answer keeps
-    the full one. Modes `truncate` and `override` cut there. `toggle` (percentile 70 unless set) cuts nothing there:
-    for `toggle_every` (10) iterations a reward counts only if the group's mean reward is below `toggle_accuracy` (0.5)
-    or the response keeps to its task's budget, then for as many every reward counts; and so on. Running into the full
-    budget scores 0, without penalty.
-
-    `length_weight` (0: off) adds that much of K1.5's length reward, which favours the shorter of a group's correct
-    answers, once `length_warmup` (0.25 unless set) of the run's iterations are over.
-
-    `max_repeats` (None: never) ends a response that says one thing so many times in a row, see `repetition.py`; it
-    costs what running into the budget does.
+    Args:
+        tokens: bounds all policy tokens of a rollout; null: the task's own budget, else the env's.
+        mode: `truncate`, `override` or `toggle`. The first two cut a response there, and its reward is less by
+            `penalty`, or is -1. `toggle` cuts at `tokens` alone, and the reward is 0 there: for `toggle_every`
+            iterations a reward counts only if the group's mean reward is below `toggle_accuracy` or the response keeps
+            to its task's estimated budget, then for as many every reward counts; and so on.
+        penalty: of mode `truncate`: 0.5 unless set.
+        percentile: estimates a budget per task: that percentile of the token counts of the correct answers in the env's
+            `measured` file, never above the full budget; a task without a correct answer keeps the full one. 70 in mode
+            `toggle` unless set.
+        factor: what an estimate is multiplied by: 1 unless set.
+        toggle_every: iterations of a phase: 10 unless set.
+        toggle_accuracy: the mean reward from which the budget counts: 0.5 unless set.
+        length_weight: adds that much of K1.5's length reward, which favours the shorter of a group's correct answers;
+            0: off.
+        length_warmup: the share of the run's iterations without it: 0.25 unless set.
+        max_repeats: ends a response that says one thing so many times in a row, see `repetition.py`; it costs what
+            running into the budget does. null: never.
     """
 
     tokens: int | None = None

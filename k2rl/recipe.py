@@ -14,8 +14,13 @@ from k2rl.schedules import Schedule
 
 @dataclass
 class LoraConfig:
-    """Adapters of `rank`, scaled by alpha / rank, in `modules`: `all-linear` (all but the head), or the last names of
-    linear layers, such as [q_proj, v_proj]. There is no dropout: sampler and trainer see the same policy."""
+    """Adapters in the place of weights that learn. There is no dropout: sampler and trainer see the same policy.
+
+    Args:
+        rank: of the adapters.
+        alpha: what they add is scaled by alpha / rank.
+        modules: `all-linear` (all but the head), or the last names of linear layers, such as [q_proj, v_proj].
+    """
 
     rank: int = 16
     alpha: float = 32.0
@@ -24,10 +29,15 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    """`path`: a transformers folder, a hub id, or `nano`.
+    """The policy as the run begins.
 
-    `dtype`: auto (float32), float32, or bfloat16: weights and arithmetic in bfloat16, updates to float32 masters.
-    `lora`: train adapters, and leave the weights as they are.
+    Args:
+        path: a transformers folder, a hub id, or `nano`, the embedded one.
+        dtype: `auto` (float32), `float32`, or `bfloat16`: weights and arithmetic in bfloat16, updates to float32
+            masters.
+        device: `auto` (a GPU where there is one), or one of torch's, such as `cpu` and `cuda:1`.
+        trust_remote_code: run code that comes with the model.
+        lora: train adapters, and leave the weights as they are.
     """
 
     path: str = "nano"
@@ -41,13 +51,19 @@ class ModelConfig:
 class EnvSpec:
     """One environment of the mixture, under a name of the user's choice.
 
-    `weight` is its share of the tasks (in SFT: how many times each of its demonstrations is in the mixture); `pool`
-    cuts an endless task stream; `temperature` overrides the run's; `reward_range` is required for plain gymnasium envs
-    and maps their returns to [0, 1]. An `optional` one is left out where the machine can't run it.
-
-    `measured` names a file of pass rates per task (`k2rl measure`). `pass_rate` [lowest, highest] keeps the tasks
-    measured within it. `order` of the tasks: uniform (each pass over the pool is shuffled), prioritised (in proportion
-    to 1 - success rate) or easy_to_hard (by measured pass rate, else by level).
+    Args:
+        id: an installed one (`k2rl env list`), `module:Class`, `file.py:Class`, or gymnasium's as `gym:Id-v0`.
+        args: arguments of its constructor.
+        weight: its share of the tasks; in SFT how many times each of its demonstrations is in the mixture.
+        pool: so many tasks are taken of an endless stream.
+        budget: how long a response may be, and what its length does to the reward.
+        temperature: a schedule of its own, in the place of the run's.
+        reward_range: [lowest, highest] return of a plain gymnasium env, which needs it; mapped to [0, 1].
+        optional: leave it out where the machine can't run it, instead of ending there.
+        measured: a file of pass rates and lengths per task, by `k2rl measure`.
+        pass_rate: [lowest, highest] measured pass rate of the tasks that are used.
+        order: of the tasks: `uniform` (each pass over the pool is shuffled), `prioritised` (in proportion to 1 -
+            success rate) or `easy_to_hard` (by measured pass rate, else by level).
     """
 
     id: str = "???"
@@ -65,16 +81,24 @@ class EnvSpec:
 
 @dataclass
 class RunConfig:
-    """`iterations` of RL; checkpoints every so many of them; `checkpoints_kept` newest stay.
+    """How long the run is, what it keeps, when it gives up, and where it is shown.
 
-    `eval_tasks` held-out tasks per env are evaluated before and after, and every `eval_every` iterations (0: not).
-    `max_failure_rate`: the run stops when a larger share of an iteration's rollouts has no verdict, or of one
-    environment's rollouts (if they are not all of one task).
-
-    An environment's call (reset, step) that takes longer than `patience_s` seconds is named on stderr, with the place
-    where it is; one longer than `stuck_s` is given up, and its rollout has the verdict `timeout`.
-
-    `report` writes report.html into the run's folder at its end, as `k2rl report` does at any time.
+    Args:
+        iterations: of RL.
+        checkpoint_every: a checkpoint is written every so many iterations.
+        checkpoints_kept: so many of the newest stay.
+        eval_tasks: held-out tasks per env that are evaluated before and after the run; 0: none.
+        eval_every: they are evaluated every so many iterations as well; 0: not.
+        max_failure_rate: the run stops when a larger share of an iteration's rollouts has no verdict, or of one
+            environment's rollouts (if they are not all of one task).
+        patience_s: an environment's call (reset, step) that takes longer is named on stderr, with the place where it
+            is; seconds.
+        stuck_s: one that takes longer than this is given up, and its rollout has the verdict `timeout`; seconds.
+        report: report.html is written into the run's folder at its end, as `k2rl report` does at any time.
+        threads: of torch in this process; null: torch's own choice.
+        trackers: where metrics are shown as they come, beside `metrics.jsonl`: any of tensorboard, wandb, mlflow,
+            trackio.
+        tracker_args: options of those, by tracker.
     """
 
     iterations: int = 100
@@ -93,12 +117,22 @@ class RunConfig:
 
 @dataclass
 class RolloutConfig:
-    """`tasks` prompts per iteration, `group_size` responses each; `slots` rows decode at once per engine; `workers`
-    threads step the environments, with `worker_processes` each in a process of its own, in a cluster on any machine.
-    `engine`: torch (the policy's own module), or vllm (`engines` processes, each over
-    `tensor_parallel` GPUs, which are sent the weights after each update; `engine_args` are further ones of vLLM's
-    EngineArgs); auto is vllm in a cluster. `pause_share` below 1 stops an iteration's rollouts once that share is done
-    and resumes the rest first in the next one."""
+    """What is sampled in an iteration, and by whom.
+
+    Args:
+        tasks: prompts per iteration.
+        group_size: responses to each.
+        engine: `torch` (the policy's own module), or `vllm`, in processes of its own which are sent the weights after
+            each update; `auto` is vllm in a cluster, else torch.
+        engines: processes of vLLM.
+        tensor_parallel: GPUs of each of them.
+        engine_args: further ones of vLLM's EngineArgs.
+        slots: rows that decode at once, per engine.
+        workers: threads that step the environments.
+        worker_processes: each of those threads' environments in a process of its own, in a cluster on any machine.
+        pause_share: below 1 an iteration's rollouts stop once that share is done, and the rest is resumed first in the
+            next one.
+    """
 
     tasks: int = 16
     group_size: int = 16
@@ -114,8 +148,17 @@ class RolloutConfig:
 
 @dataclass
 class OptimConfig:
-    """`name`: adamw, or muon (hidden matrices by Muon, the rest by AdamW at `adamw_lr_ratio` times the lr).
-    `reset_each_iteration` drops the moments at each iteration (K1.5 does; K2 is silent)."""
+    """The optimizer.
+
+    Args:
+        name: `adamw`, or `muon`: hidden matrices by Muon, the rest by AdamW.
+        lr: a schedule of the learning rate.
+        betas: of AdamW's two moments.
+        weight_decay: of matrices, times the learning rate.
+        grad_clip: the largest norm of a gradient; 0: no bound.
+        adamw_lr_ratio: AdamW's rate over Muon's.
+        reset_each_iteration: drop the moments at each iteration (K1.5 does; K2 is silent).
+    """
 
     name: str = "adamw"
     lr: Schedule = field(default_factory=lambda: Schedule(start=1e-5))
@@ -128,18 +171,24 @@ class OptimConfig:
 
 @dataclass
 class TrainerConfig:
-    """`updates_per_iteration` mini-batches of whole groups with pi_old fixed; `micro_batch_workers` threads share
-    their micro-batches on a CPU (null: all threads for a small model, 1 for a large one); `micro_batch_tokens` bounds
-    the tokens of one forward and backward pass. `gradient_checkpointing` keeps of each layer only its input for the
-    backward pass: far less memory, a third more time.
+    """How an iteration's rollouts become updates, and in which processes.
 
-    `correction` of what the sampling engine's log-probs differ from the trainer's own (see `mismatch.py`): `none`, or
-    `truncated`, importance weights of whole responses, at most `correction_cap`. A token counts in the metric
-    `mismatch/over` where they differ by more than `mismatch_bound`. Cap and bound are own choices.
-
-    `backend`: torch (this process, one device), or deepspeed (`ranks` processes; null: one for each GPU, two without
-    any); auto is deepspeed in a cluster. `zero_stage` 1 shards what the optimizer keeps over the ranks, 2 gradients
-    too, 3 also the weights; `offload` keeps the optimizer's part in the host's memory."""
+    Args:
+        backend: `torch` (this process, one device), or `deepspeed`; `auto` is deepspeed in a cluster, else torch.
+        ranks: processes of DeepSpeed; null: one for each GPU, two without any.
+        zero_stage: of DeepSpeed: 1 shards what the optimizer keeps over the ranks, 2 gradients too, 3 also the weights.
+        offload: keep the optimizer's part in the host's memory.
+        updates_per_iteration: mini-batches of whole groups, with pi_old fixed.
+        micro_batch_tokens: bounds the tokens of one forward and backward pass.
+        micro_batch_workers: threads that share the micro-batches on a CPU; null: all threads for a small model, 1 for a
+            large one.
+        gradient_checkpointing: keep of each layer only its input for the backward pass: far less memory, a third more
+            time.
+        correction: of what the sampling engine's log-probs differ from the trainer's own (see `mismatch.py`): `none`,
+            or `truncated`, importance weights of whole responses.
+        correction_cap: the largest of those weights; an own choice.
+        mismatch_bound: a token counts in the metric `mismatch/over` where the two differ by more; an own choice.
+    """
 
     backend: str = "auto"
     ranks: int | None = None
@@ -156,8 +205,13 @@ class TrainerConfig:
 
 @dataclass
 class PtxConfig:
-    """Auxiliary next-token loss. `data`: `gold` (demonstrations of the recipe's own envs) or a JSONL of
-    `{"prompt", "response"}` rows; `tokens` per update; `weight` against the policy loss (0: off)."""
+    """An auxiliary next-token loss on given text.
+
+    Args:
+        weight: a schedule of its weight against the policy loss; 0: off.
+        data: `gold` (demonstrations of the recipe's own envs), or a JSONL of `{"prompt", "response"}` rows.
+        tokens: per update.
+    """
 
     weight: Schedule = field(default_factory=lambda: Schedule(start=0.0))
     data: str = "gold"
@@ -169,20 +223,33 @@ class CriticConfig:
     """The rubric critic: the policy in its judging role ranks the responses to open-ended tasks, and what the verifiers
     say about its own answers keeps it calibrated. Published is that this is done, not how: all values are own choices.
 
-    `weights` that judge: `shared` (the policy as it is now), or `copy` (a copy of it from the run's start). `rubrics`
-    are judged by beside those of each open-ended env and task. `reasoning_tokens` above 0 lets the judge argue before
-    its verdict, instead of reading off the log-probs of two labels. `degradations` of each open-ended group's own
-    responses per iteration measure how far the judge can be trusted; with `gate` that weighs the group's advantages.
-    With `reference` a copy of the start's weights judges the same pairs, which shows what recalibration gained, and the
-    gate's guard compares the two on them.
-
-    `recalibrate`: `step` (updates of the critic's own after the policy's, with `optim`), `joint` (its loss, times
-    `coefficient`, is part of the policy's updates, of which there are none without groups that train), or `none`
-    (frozen, if `weights` is copy). An iteration brings at most `pairs` new verified pairs; an update takes `batch` from
-    those of the last `window` iterations, a share `replay` of them corruptions of gold responses, as in SFT, of the
-    envs that are open-ended or `held_out`: the latter's verified pairs measure the judge and teach it nothing. `label`
-    weighs the token of a verdict, `text` each token of the better response where it comes first.
-    `labels`: `verified`, or `random` (a control).
+    Args:
+        enabled: open-ended environments need one.
+        weights: those that judge: `shared` (the policy as it is now), or `copy` (a copy of it from the run's start).
+        rubrics: sets or rubrics to judge by, beside those of each open-ended env and task.
+        reasoning_tokens: above 0 lets the judge argue that long before its verdict, instead of reading off the
+            log-probs of two labels.
+        tournament: who of a group is compared with whom.
+        degradations: of each open-ended group's own responses, per iteration; they measure how far the judge can be
+            trusted.
+        gate: weigh a group's advantages by that.
+        reference: a copy of the start's weights judges the same pairs, which shows what recalibration gained, and the
+            gate's guard compares the two on them.
+        trust: when the judge counts.
+        recalibrate: `step` (updates of the critic's own after the policy's), `joint` (its loss is part of the policy's
+            updates, of which there are none without groups that train), or `none` (frozen, if weights is copy).
+        coefficient: what its loss is multiplied by.
+        optim: the optimizer of `recalibrate=step`.
+        steps: updates of `recalibrate=step` per iteration.
+        pairs: the most new verified pairs of an iteration.
+        batch: pairs of an update.
+        window: an update draws from the pairs of so many last iterations.
+        replay: the share of an update's pairs that are corruptions of gold responses, as in SFT, of the envs that are
+            open-ended or held out.
+        held_out: envs whose verified pairs measure the judge and teach it nothing.
+        label: weighs the token of a verdict.
+        text: weighs each token of the better response, where it comes first.
+        labels: `verified`, or `random` (a control).
     """
 
     enabled: bool = False
@@ -210,11 +277,15 @@ class CriticConfig:
 
 @dataclass
 class ClusterConfig:
-    """Where the run's processes live. `address`: none (this machine, without Ray), local (a Ray cluster of this
-    machine, for this run), auto (the one this machine is part of) or host:port (the run itself is on the cluster).
+    """Where the run's processes live.
 
-    With `colocated` the engines have the GPUs of the trainer's ranks, and sleep while those work; else GPUs of their
-    own. A process that gives no sign of life for `hang_s` seconds ends the run, or is replaced if it is an engine."""
+    Args:
+        address: `none` (this machine, without Ray), `local` (a Ray cluster of this machine, for this run), `auto` (the
+            one this machine is part of) or host:port (the run itself is on the cluster).
+        colocated: the engines have the GPUs of the trainer's ranks, and sleep while those work; else GPUs of their own.
+        hang_s: a process that gives no sign of life for so many seconds ends the run, or is replaced if it is an
+            engine.
+    """
 
     address: str = "none"
     colocated: bool = True
@@ -225,8 +296,20 @@ class ClusterConfig:
 class Recipe:
     """Everything `k2rl train` needs.
 
-    `objective`: its `name` and the options of that objective (see docs/objectives.md); what is not set takes the
-    objective's default.
+    Args:
+        seed: of every draw.
+        model: the policy.
+        envs: the mixture: a spec under each name; `envs.NAME=null` on the command line leaves one of the file out.
+        run: how long, what is kept, where it is shown.
+        rollout: what is sampled, and by whom.
+        temperature: a schedule of the sampling temperature.
+        objective: its `name` and the options of that objective (see docs/objectives.md); what is not set takes the
+            objective's default.
+        optim: the policy's optimizer.
+        trainer: how rollouts become updates.
+        ptx: an auxiliary loss on given text.
+        critic: the judge of open-ended tasks.
+        cluster: where processes live.
     """
 
     seed: int = 0
@@ -253,7 +336,15 @@ class Recipe:
 
 @dataclass
 class ScratchConfig:
-    """A new Llama-type model with its own byte-level BPE, for `k2rl sft` without `model.path`."""
+    """A new Llama-type model with its own byte-level BPE, for `k2rl sft` without `model.path`.
+
+    Args:
+        hidden_size: the width; a multiple of head_size.
+        layers: their number.
+        head_size: of an attention head.
+        vocab_size: of its tokenizer.
+        max_length: its context in tokens.
+    """
 
     hidden_size: int = 128
     layers: int = 4
@@ -264,8 +355,15 @@ class ScratchConfig:
 
 @dataclass
 class SftStop:
-    """A stage ends when the held-out loss fell by less than `improvement` over the last `share` of its steps so far
-    (but not before `min_minutes` of it). SFT as a whole takes `max_minutes` at most."""
+    """When a stage ends.
+
+    Args:
+        improvement: a stage ends when the held-out loss fell by a smaller share than this, in [0, 1), over the last
+            steps.
+        share: of the stage's steps so far, in (0, 1), that count as the last ones.
+        min_minutes: no stage ends earlier.
+        max_minutes: of SFT as a whole.
+    """
 
     improvement: float = 0.01
     share: float = 0.2
@@ -275,7 +373,12 @@ class SftStop:
 
 @dataclass
 class SftModelConfig(ModelConfig):
-    """As `model` of a training recipe; without a path, `scratch` makes a new model."""
+    """As `model` of a training recipe; without a path it is a new model.
+
+    Args:
+        path: of a model to go on from; null: a new one.
+        scratch: the new one.
+    """
 
     path: str | None = None  # type: ignore[assignment]
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
@@ -284,9 +387,13 @@ class SftModelConfig(ModelConfig):
 @dataclass
 class SftPairs:
     """Preference pairs, which teach the model to judge: a gold response, and another one, against a corruption of the
-    first, in both orders, for a share of an env's tasks. `shares`: env -> that share; `per_task` bounds the pairs of a
-    task, whose kinds are drawn; many of few tasks teach less, and crowd a batch. `label` weighs the verdict's token
-    against a token of a demonstration."""
+    first, in both orders.
+
+    Args:
+        shares: env -> the share of its tasks that pairs are made of.
+        per_task: bounds the pairs of a task, whose kinds are drawn; many of few tasks teach less, and crowd a batch.
+        label: weighs the verdict's token against a token of a demonstration.
+    """
 
     shares: dict[str, float] = field(default_factory=dict)
     per_task: int = 2
@@ -295,11 +402,22 @@ class SftPairs:
 
 @dataclass
 class SftConfig:
-    """`pool` of each env bounds its demonstrations. `ema` averages the weights over about that many steps; the
-    average is what is evaluated and saved (in `save_dtype`).
+    """The warm start. `pool` of each env bounds its demonstrations.
 
-    `stages` are factors of `optim.lr.start`, each held until `stop` ends its stage: [1.0, 0.5] cools down at half the
-    rate. Each stage after the first is sure of `cooldown_share` of `stop.max_minutes`.
+    Args:
+        batch_tokens: of an update.
+        micro_batch_tokens: bounds the tokens of one forward and backward pass.
+        micro_batch_workers: as the trainer's.
+        warmup_steps: over which the learning rate rises from 0.
+        held_out: test tasks per env that the loss is measured on.
+        eval_seconds: between two measurements.
+        ema: the weights are averaged over about so many steps; the average is what is evaluated and saved.
+        stages: factors of `optim.lr.start`, each held until `stop` ends its stage: [1.0, 0.5] cools down at half the
+            rate.
+        cooldown_share: of `stop.max_minutes`, of which each stage after the first is sure.
+        save_dtype: of the saved weights.
+        pairs: what teaches to judge.
+        stop: when a stage ends.
     """
 
     batch_tokens: int = 2048
@@ -318,7 +436,16 @@ class SftConfig:
 
 @dataclass
 class SftRecipe:
-    """Everything `k2rl sft` needs: demonstrations come from the envs' `gold`."""
+    """Everything `k2rl sft` needs: demonstrations come from the envs' `gold`.
+
+    Args:
+        seed: of every draw.
+        model: what is trained.
+        envs: those whose demonstrations are learned, with `weight` and `pool`.
+        optim: its optimizer; the rate is `lr.start` after the warm-up.
+        sft: how long, and on what.
+        threads: of torch; null: torch's own choice.
+    """
 
     seed: int = 0
     model: SftModelConfig = field(default_factory=SftModelConfig)

@@ -11,8 +11,15 @@ KINDS = ("constant", "linear", "cosine", "exponential")
 
 @dataclass
 class Schedule:
-    """From `start` to `end` (None: constant) over the first `until` share of the run, after a linear
-    `warmup` share from 0."""
+    """A value over the run, after a linear warm-up from 0.
+
+    Args:
+        start: the value after the warm-up.
+        end: the value from `until` on; null: it stays at `start`.
+        kind: how it goes from one to the other: `linear`, `cosine`, `exponential`, or `constant`, which it doesn't.
+        until: the share of the run after which it is at `end`.
+        warmup: the share of the run in which it rises.
+    """
 
     start: float = 1.0
     end: float | None = None

@@ -42,15 +42,16 @@ SCORES = ("mean", "bradley_terry")
 
 @dataclass
 class Config:
-    """How a group is compared (`kind`) and scored (`score`), see the module.
+    """How a group is compared and scored, see docs/critic.md.
 
     Args:
+        kind: `all_pairs`, `swiss` or `anchored`.
         score: `mean`: the mean win probability over the comparisons a response had. `bradley_terry`: the mean win
             probability against the rest of the group by a fit of strengths, which also weighs whom it met.
-        rounds: of `swiss`; None: log2 K, rounded up.
+        rounds: of `swiss`, 1 or more; null: log2 K, rounded up.
         anchor: of `anchored`: the index everyone is compared with.
         sigma: a response longer than sigma x the reference length loses to one that is not; two such are a tie; nobody
-            is asked about either. None: length decides nothing.
+            is asked about either. null: length decides nothing.
         prior: of `bradley_terry`: each response has so many ties against one of average strength (own choice: a half),
             so that strengths stay finite where somebody always wins.
     """
