@@ -121,8 +121,8 @@ SECTIONS = (
             Key(
                 "loss/logratio",
                 "nats",
-                "Mean of log pi - log pi_old in the objective's own weights: per response for k2, rloo and gspo (whose is "
-                "a mean over the response), per token for the others.",
+                "Mean of log pi - log pi_old in the objective's own weights: per response for k2, rloo and gspo (whose "
+                "is a mean over the response), per token for the others.",
                 "losses/k2.py",
             ),
             Key(

@@ -23,6 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from k2rl import metric_keys
 from k2rl.curriculum import pool
 from k2rl.errors import RunError, UnavailableError, UserError
 from k2rl.loop import train
@@ -69,8 +70,9 @@ def recipe(tiny_folder: Path) -> Callable[..., Recipe]:
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Every key that must be identical."""
+    """Every key that must be identical; all are documented."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [key for row in rows for key in row if metric_keys.of(key) is None] == []
     return [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in rows]
 
 
