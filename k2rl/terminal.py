@@ -11,3 +11,8 @@ def shown(text: str, most: int | None = None) -> str:
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     head, tail = text[: most // 2], text[len(text) - most + most // 2 :]
     return f"{shown(head)} … ({len(text) - most:,} more) … {shown(tail)}"
+
+
+def shown_lines(text: str) -> str:
+    """The same of a text with its lines and tabs."""
+    return "".join(c if c in "\n\t" else shown(c) for c in text)

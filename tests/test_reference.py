@@ -15,8 +15,10 @@ from k2rl.metric_keys import KEYS
 from k2rl.recipe import Recipe, SftRecipe
 
 ROOT = Path(__file__).parents[1]
-SPOKEN_OF = re.compile(r"(critic|correction|curriculum|errors|eval|loss|mismatch|perf|sync|time|train)/[\w@/\0]+")
-"""What looks like a key of metrics, with \\0 for what is filled in."""
+SPOKEN_OF = re.compile(
+    r"(critic|correction|curriculum|errors|eval|loss|mismatch|perf|sync|time|train)/[\w@/\0]*[\w@\0]"
+)
+"""What looks like a whole key of metrics, with \\0 for what is filled in."""
 
 
 def strings(path: Path) -> Iterator[str]:

@@ -218,7 +218,7 @@ def test_a_terminal_is_sent_nothing_it_would_obey(tmp_path: Path) -> None:
             terminal.print_rollout(console, one)
     told = (tmp_path / "out").read_text(encoding="utf-8")
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", told)
-    assert "<U+001B>[31mred<U+0007> <U+202E>turned <U+DCFF>" in told
+    assert r"\x1b[31mred\x07 \u202eturned \udcff" in told
     assert "[bold]" in told
 
 

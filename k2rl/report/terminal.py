@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,8 @@ from rich.text import Text
 
 from k2rl.report.browsing import Decode, group_rows, shown_group
 from k2rl.report.reading import RunFiles
+from k2rl.terminal import shown, shown_lines
 
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-"""What would move the cursor, colour the rest, turn lines around, or can't be written at all."""
 _COLOURS = {"correct": "green", "wrong": "red", "malformed": "red"}
 _UNSURE = ((-0.5, ""), (-2.0, "yellow"), (float("-inf"), "red"))
 """Log-probs down to which a token has which colour."""
@@ -59,14 +57,9 @@ def said(rollout: dict[str, Any]) -> str:
     )
 
 
-def visible(text: str) -> str:
-    """The text with everything named that a terminal would obey instead of showing."""
-    return _HIDDEN.sub(lambda match: f"<U+{ord(match[0]):04X}>", text)
-
-
 def print_rollout(console: Console, rollout: dict[str, Any]) -> None:
     head = Text(
-        f"iteration {rollout['iteration']}  {visible(rollout['env'])}  task {rollout['task'][:12]}  k {rollout['k']}  "
+        f"iteration {rollout['iteration']}  {shown(rollout['env'])}  task {rollout['task'][:12]}  k {rollout['k']}  "
     )
     head.append(rollout["status"], _COLOURS.get(rollout["status"], "yellow"))
     for name in ("score", "reward", "advantage"):
@@ -76,19 +69,19 @@ def print_rollout(console: Console, rollout: dict[str, Any]) -> None:
     console.rule(style="dim")
     console.print(head)
     if rollout["detail"]:
-        console.print(Text(f"  {visible(rollout['detail'])}", style="dim"))
+        console.print(Text(f"  {shown_lines(rollout['detail'])}", style="dim"))
     for message in rollout["prompt"]:
         console.print(
-            Text(f"{visible(message['role'])}> ", style="bold").append(visible(message["content"]), "not bold")
+            Text(f"{shown_lines(message['role'])}> ", style="bold").append(shown_lines(message["content"]), "not bold")
         )
     for turn in rollout["turns"]:
         line = Text("policy> " if turn["source"] == "policy" else "environment> ", style="bold")
         for piece, logprob in turn.get("pieces", ()):
-            line.append(visible(piece), f"not bold {next(c for bound, c in _UNSURE if logprob >= bound)}".strip())
-        console.print(line.append(visible(turn.get("text", "")), "not bold"))
+            line.append(shown_lines(piece), f"not bold {next(c for bound, c in _UNSURE if logprob >= bound)}".strip())
+        console.print(line.append(shown_lines(turn.get("text", "")), "not bold"))
     if rollout["critique"]:
         own = [m for m in rollout["critique"]["matches"] if rollout["k"] in m[:2]]
-        console.print(Text(f"judged by {visible(', '.join(rollout['critique']['criteria']))}", style="dim"))
+        console.print(Text(f"judged by {shown_lines(', '.join(rollout['critique']['criteria']))}", style="dim"))
         for a, b, first, second in own:
             told = "no verdict" if first is None or second is None else f"{first:.2f}, the other way round {second:.2f}"
             console.print(Text(f"  {a} against {b}: P({a} is better) {told}", style="dim"))
