@@ -102,7 +102,7 @@ def _all(run: RunFiles) -> Iterable[Chart]:
     for key in sorted({k for row in run.rows for k in row if k.startswith(("loss/", "ptx/"))} | {"critic/loss"}):
         yield Chart("Losses", key, "mean over the iteration's updates", _lines(run, {key: key}))
     yield Chart("Losses", "gradient norm", "", _lines(run, {"policy": "train/grad_norm", "critic": "critic/grad_norm"}))
-    yield Chart("Losses", "learning rate", "", _lines(run, {"policy": "train/lr", "critic": "critic/lr"}))
+    yield Chart("Losses", "learning rate", "", _lines(run, {"policy": "train/lr"}))
     yield from _judge(run)
     yield Chart(
         "Time",
