@@ -64,7 +64,7 @@ def training(run: Run, folder: Path, before: Mapping[str, Mapping[str, Any]], qu
     view = View(
         {name: _limit(run, name) for name in envs},
         recipe.run.iterations,
-        before={name: result["pass@1"] for name, result in before.items()},
+        before={name: r["pass@1"] for name, r in before.items() if r["pass@1"] is not None},
         phases=PHASES if recipe.critic.enabled else [p for p in PHASES if p not in _CRITICS],
         pace=max(_PACE, 2 * recipe.run.eval_every),
         alarms=run.alarms,
@@ -142,7 +142,7 @@ class View:
         self._lengths: deque[float] = deque(maxlen=pace)
         self._began = self._since = clock()
         self._lock = threading.Lock()
-        self._drawn: tuple[object, list[Segment]] = (None, [])
+        self._drawn: tuple[object, list[list[Segment]]] = (None, [])
 
     def add(self, metrics: Mapping[str, float], closed: Mapping[str, str]) -> None:
         """An iteration is over. `closed`: why the gate of an env is, where it is."""
@@ -168,17 +168,18 @@ class View:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self._lock:
-            layout, phase = self._layout(options.max_width, options.size.height, options.ascii_only), self.phase()
-            state = (layout, self.latest.get("iteration"), len(self.alarms), phase)
+            layout = self._layout(options.max_width, options.size.height, options.ascii_only)
+            state = (layout, self.latest.get("iteration"), len(self.alarms))
             if self._drawn[0] != state:
-                rendered = console.render_lines(Group(*self._lines(layout, phase)), options, pad=False)
-                self._drawn = state, [s for parts in rendered for s in (*parts, Segment.line())]
-            header, body = self._header(layout), self._drawn[1]
+                self._drawn = state, [_rendered(console, options, part) for part in self._parts(layout)]
+            header, phases, (above, below) = self._header(layout), self._phases(layout), self._drawn[1]
         yield header
-        yield from body
+        yield from above
+        yield phases
+        yield from below
 
     def _header(self, layout: _Layout) -> Text:
-        """How far the run is; the only line that changes while nothing happens."""
+        """How far the run is, and how long that took."""
         done = int(self.latest.get("iteration", 0))
         said, times = f"iteration {done} of {self.total}", f"{_clock(self.clock() - self._began)}{self._left(done)}"
         room = max(0, layout.width - len(said) - len(times) - 4)
@@ -202,20 +203,21 @@ class View:
         spark = min(max(_LEAST_SPARK, (width - fixed) // 2), _MOST_SPARK)
         return _Layout(width, height, ascii_only, name, spark, evaluated)
 
-    def _lines(self, layout: _Layout, phase: str) -> list[Text]:
-        """All lines but the first. They leave one of the terminal's free, for what is printed above them."""
-        foot = [*self._timing(layout, phase), *self._problems(layout)]
+    def _parts(self, layout: _Layout) -> tuple[list[Text], list[Text]]:
+        """What changes once an iteration: above the phases' names and below. One of the terminal's lines is left free,
+        for what is printed above the screen."""
+        below = [self._times(layout), *self._problems(layout)]
         judged = [env for env in self.limits if _weight(env) in self.curves]
-        room = layout.height - 2 - len(foot) - (5 if judged else 3)
+        room = layout.height - 6 - len(below) - (2 if judged else 0)
         most = max(1, room // 3)
         judges = _kept(judged, most, lambda env: float(env in self.closed))
         envs = _kept(list(self.limits), max(1, room - min(most, len(judged))), self._moved)
         titles = layout.env(Text("env"), Text("reward"), Text("success"), "tokens", "held out", "dim")
-        lines = [Text(), titles, *self._envs(layout, envs)]
+        above = [Text(), titles, *self._envs(layout, envs)]
         if judged:
-            lines += [Text(), layout.row(*map(Text, ("judge", "accuracy", "trust weight", "gate")), style="dim")]
-            lines += [self._judge(layout, env) for env in judges] + layout.more(len(judged) - len(judges))
-        return [*lines, Text(), *foot]
+            above += [Text(), layout.row(*map(Text, ("judge", "accuracy", "trust weight", "gate")), style="dim")]
+            above += [self._judge(layout, env) for env in judges] + layout.more(len(judged) - len(judges))
+        return [*above, Text()], below
 
     def _moved(self, env: str) -> float:
         """How much an environment's curve has moved so far: what hardly does is folded first."""
@@ -256,17 +258,23 @@ class View:
             Text("open") if weight[-1] else Text(shown(reason).replace("_", " "), "yellow"),
         )
 
-    def _timing(self, layout: _Layout, phase: str) -> list[Text]:
-        """Where the last iteration's time went; the phase under way stands out."""
-        total = self.latest.get("time/iteration", 0.0)
-        room = min(12, (layout.width - _LEAST_NAME) // len(self.phases) - 2)
-        titles, values = [Text(f"{'phase':{_LEAST_NAME}}", "dim")], [Text(f"{'took':{_LEAST_NAME}}", "dim")]
-        for name in self.phases:
-            seconds = self.latest.get(f"time/{name}")
-            took = "" if seconds is None or not total else f"{_short(seconds)} {100 * seconds / total:.0f}%"
-            titles.append(Text(f"{name:>{room}}", "bold cyan" if name == phase else "dim"))
-            values.append(Text(f"{took:>{room}}"))
-        return [layout.line(*titles), layout.line(*values)]
+    def _phases(self, layout: _Layout) -> Text:
+        """The one under way stands out."""
+        now = self.phase()
+        room = self._room(layout)
+        names = [Text(f"{name:>{room}}", "bold cyan" if name == now else "dim") for name in self.phases]
+        return layout.line(Text(f"{'phase':{_LEAST_NAME}}", "dim"), *names)
+
+    def _times(self, layout: _Layout) -> Text:
+        """Where the last iteration's time went."""
+        total, room = self.latest.get("time/iteration", 0.0), self._room(layout)
+        took = [self.latest.get(f"time/{name}") for name in self.phases]
+        said = ["" if s is None or not total else f"{_short(s)} {100 * s / total:.0f}%" for s in took]
+        return layout.line(Text(f"{'took':{_LEAST_NAME}}", "dim"), *(Text(f"{text:>{room}}") for text in said))
+
+    def _room(self, layout: _Layout) -> int:
+        """Characters of a phase's column."""
+        return min(12, (layout.width - _LEAST_NAME) // len(self.phases) - 2)
 
     def _problems(self, layout: _Layout) -> list[Text]:
         """How fast the last iteration was, what failed in it and in all, and the newest alarm."""
@@ -331,6 +339,12 @@ class _Layout:
     def more(self, count: int, *cells: str) -> list[Text]:
         """A line for what there is no room for."""
         return [self.row(*(Text(cell, "dim") for cell in (f"+ {count} more", *cells)))] if count else []
+
+
+def _rendered(console: Console, options: ConsoleOptions, lines: Sequence[Text]) -> list[Segment]:
+    """Lines as they go to the terminal, to be written again and again."""
+    found = console.render_lines(Group(*lines), options, pad=False)
+    return [segment for line in found for segment in (*line, Segment.line())]
 
 
 def sparkline(values: Sequence[float], width: int, levels: str = _LEVELS) -> str:
