@@ -164,9 +164,11 @@ def test_train_hands_the_recipe_over_and_prints_the_summary(
 
     monkeypatch.setattr(loop, "train", train)
     assert k2rl.json("train", "recipe.yaml", "seed=5", "--run-dir", "out", "--json") == {"eval_after": {}}
-    k2rl("train", "recipe.yaml")
-    (recipe, where, options), (_, default, _) = calls
+    assert k2rl("train", "recipe.yaml")[1].startswith("the model is in ")
+    assert k2rl("train", "recipe.yaml", "-q", "--run-dir", "out") == (0, "", "")
+    (recipe, where, options), (_, default, _), (_, _, quietly) = calls
     assert (recipe.seed, where, options) == (5, Path("out"), {"resume": False, "quiet": True})
+    assert quietly["quiet"]
     assert default.parent == Path("runs")
     assert default.name.startswith("recipe-2")
 
