@@ -17,6 +17,7 @@ from k2rl.errors import UserError
 from k2rl.memory import GIB, Estimate, Lengths
 from k2rl.models import Description
 from k2rl.recipe import Recipe
+from k2rl.trackers import check_installed
 
 T = TypeVar("T")
 
@@ -40,6 +41,8 @@ def examine(recipe: Recipe, run_dir: Path) -> tuple[list[Check], Estimate | None
     device = attempt("device", lambda: _device(recipe))
     if wanted := _wanted(recipe):
         attempt("processes", lambda: _processes(recipe, wanted))
+    if recipe.run.trackers:
+        attempt("trackers", lambda: _trackers(recipe))
     model = attempt("model", lambda: _model(recipe))
     envs = attempt("environments", lambda: _environments(recipe))
     if model is None or envs is None:
@@ -83,6 +86,11 @@ def _processes(recipe: Recipe, wanted: Sequence[str]) -> tuple[int, str]:
         raise UserError(f"{needed} GPUs needed, {gpus} here: lower trainer.ranks or rollout.engines")
     there = "in the cluster, which is not asked" if recipe.cluster.address not in ("none", "local") else f"{gpus} here"
     return needed, f"trainer ranks: {ranks}, engines: {engines}, GPUs: {there}"
+
+
+def _trackers(recipe: Recipe) -> tuple[None, str]:
+    check_installed(recipe.run.trackers)
+    return None, ", ".join(recipe.run.trackers)
 
 
 def _model(recipe: Recipe) -> tuple[Description, str]:
