@@ -143,10 +143,11 @@ def _kind(hint: Any) -> str:
 
 def _default(field: dataclasses.Field[Any]) -> str:
     """As JSON; of a dataclass only what differs from its own defaults."""
-    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    if not dataclasses.is_dataclass(value):
+    value: Any = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return "required" if value == "???" else f"`{json.dumps(value)}`"
-    own, usual = flat(dataclasses.asdict(value)), flat(dataclasses.asdict(type(value)()))  # type: ignore[call-overload]
+    kind: Any = type(value)
+    own, usual = flat(dataclasses.asdict(value)), flat(dataclasses.asdict(kind()))
     return ", ".join(f"`{key}={json.dumps(x)}`" for key, x in own.items() if x != usual[key])
 
 

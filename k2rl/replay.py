@@ -19,6 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,7 @@ def replay(
     try:
         for name in chosen:
             pasts = recorded.rollouts.get(name, [])
-            why = _unfit(
-                pasts, recorded.not_scored[name], lambda name=name: make(name), probe=bool(reward and not envs)
-            )
+            why = _unfit(pasts, recorded.not_scored[name], partial(make, name), probe=bool(reward and not envs))
             if why:
                 left_out[name] = why
             else:

@@ -199,8 +199,9 @@ RANKED = Ranked((), {"writing": 0.0}, {"writing": "too_few_pairs"})
 
 def test_6_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
-    monkeypatch.setattr(live, "console", Console(file=said))
-    monkeypatch.setattr(progress, "console", live.console)
+    plain = Console(file=said)
+    monkeypatch.setattr(live, "console", plain)
+    monkeypatch.setattr(progress, "console", plain)
     monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
     for quiet in (True, False):
         assert said.getvalue() == ""

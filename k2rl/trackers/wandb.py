@@ -14,9 +14,19 @@ class Wandb:
     """Options are those of `wandb.init`; the project is k2rl unless given."""
 
     def __init__(self, run: TrackedRun, **options: Any) -> None:
-        given = {"project": "k2rl", "name": run.name, "dir": str(run.folder), "config": dict(run.recipe)}
+        given: dict[str, Any] = {
+            "project": "k2rl",
+            "name": run.name,
+            "dir": str(run.folder),
+            "config": dict(run.recipe),
+        }
         # What the run prints is not wandb's to capture: its lines are drawn anew in place.
-        given |= {"id": run.id, "resume": "allow", "settings": wandb.Settings(console="off")}
+        given |= {
+            "id": run.id,
+            "resume": "allow",
+            "config": dict(run.recipe),
+            "settings": wandb.Settings(console="off"),
+        }
         self._run = wandb.init(**given | options)
         self.id: str | None = self._run.id
         # Not by wandb's own steps: these never go back, and it would drop iterations that are made again.
