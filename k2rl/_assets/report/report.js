@@ -207,7 +207,7 @@ function opened(detail, group, rollout) {
   for (const message of group.prompt) parts.push(element("h3", {}, message.role === "user" ? "prompt" : message.role), element("pre", { class: "prompt" }, message.content));
   for (const turn of rollout.turns) {
     if (turn.source === "env") parts.push(element("h3", {}, "environment"), element("pre", { class: "env" }, turn.text));
-    else parts.push(element("h3", {}, turn.pieces ? "response: the darker a token, the less likely it was" : "response"), response(turn));
+    else parts.push(element("h3", {}, turn.pieces ? "response: the more coloured a token, the less likely it was" : "response"), response(turn));
   }
   if (group.answer) parts.push(element("h3", {}, "known answer"), element("pre", {}, group.answer));
   if (group.rollouts.length > 1) {
