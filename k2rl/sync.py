@@ -85,6 +85,7 @@ class Sync:
         gap = max(pool.each(self.prove)) if pool else self.prove(self.sampler)
         return {
             "sync/gap": gap,
+            **({"sync/bytes": float(pool.sent)} if pool else {}),
             "time/sync_publish": published,
             "time/sync_proof": time.perf_counter() - started - published,
         }

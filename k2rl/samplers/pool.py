@@ -68,7 +68,8 @@ class SamplerPool:
         self.busy_s = 0.0
         """Seconds in which samples were under way or labels scored."""
         self._since = 0.0
-        self._sent = 0
+        self.sent = 0
+        """Bytes of the weights that were published last."""
         with ThreadPoolExecutor(members) as threads:
             made = [threads.submit(start, n) for n in range(members)]
         failed = [error for one in made if (error := one.exception())]
@@ -132,12 +133,11 @@ class SamplerPool:
         if self._running:
             raise ValueError("publish while samples are under way: poll them to the end or abort them first")
         try:
-            size = VllmSampler.publish_all(self.members, named_tensors, version)
+            self.sent = VllmSampler.publish_all(self.members, named_tensors, version)
         except WorkerGoneError:
             # Whoever it is does not answer and is replaced; all begin again.
             self.each(lambda member: member.rewind())
-            size = VllmSampler.publish_all(self.members, self._weights(), version)
-        self._sent += size
+            self.sent = VllmSampler.publish_all(self.members, self._weights(), version)
         self.version = version
 
     def each(self, call: Callable[[VllmSampler], T]) -> list[T]:
@@ -158,13 +158,9 @@ class SamplerPool:
         self.each(lambda member: member.wake(tags))
 
     def metrics(self, seconds: float) -> dict[str, float]:
-        """Of the last `seconds`: the share in which no engine had anything to do, engines replaced, weights sent."""
-        told = {
-            "perf/engine_idle": 1 - self.busy_s / seconds,
-            "errors/engines_lost": float(self.restarts),
-            "sync/bytes": float(self._sent),
-        }
-        self.busy_s, self.restarts, self._sent = 0.0, 0, 0
+        """Of the last `seconds`: the share in which no engine had anything to do, and the engines replaced."""
+        told = {"perf/engine_idle": 1 - self.busy_s / seconds, "errors/engines_lost": float(self.restarts)}
+        self.busy_s, self.restarts = 0.0, 0
         return told
 
     def close(self) -> None:
