@@ -380,7 +380,7 @@ SECTIONS = (
                 "sync.py",
                 _APART,
             ),
-            Key("sync/bytes", "bytes", "Weights sent to each engine.", "samplers/pool.py", _VLLM),
+            Key("sync/bytes", "bytes", "Weights sent to each engine.", "sync.py", _VLLM),
         ),
     ),
     Section(
