@@ -149,3 +149,13 @@ def test_processes_that_can_not_be_started_are_named(
     apart.cluster.address = "auto"
     checks, _ = checked(apart, tmp_path)
     assert checks["processes"].found.endswith("in the cluster, which is not asked")
+
+
+def test_a_tracker_that_is_not_installed_is_named(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("k2rl.trackers.find_spec", lambda name: None)
+    checks, _ = checked(recipe(tiny_folder, "run.trackers=[wandb]"), tmp_path)
+    assert checks["trackers"].status == "broken"
+    assert checks["trackers"].found == "run.trackers: wandb is not installed"
+    assert checks["trackers"].fix.startswith("pip install 'k2rl[wandb]'")
