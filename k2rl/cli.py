@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -54,7 +55,20 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]…",
 
 
 def main() -> None:
-    """Entry point: runs the command and turns the two named errors into one line and an exit code."""
+    """Entry point: runs the command, and ends the process whoever would hold it up."""
+    try:
+        _run()
+    except SystemExit as stop:
+        if any(thread.name.startswith("tracker ") for thread in threading.enumerate()):
+            # It hangs, and so may what its package does at exit. The run has written everything.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(int(stop.code or 0))
+        raise
+
+
+def _run() -> None:
+    """Run the command, and turn the two named errors into one line and an exit code."""
     # Before torch is loaded: threads that wait for work must not spin on the cores that have some.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

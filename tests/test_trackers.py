@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 from k2rl.errors import UserError
 from k2rl.loop import train
 from k2rl.recipe import Recipe
-from k2rl.recipe_files import resolve
+from k2rl.recipe_files import resolve, save
 from k2rl.trackers import TRACKERS, check_installed, feed
 from k2rl.trackers.base import TrackedRun
 from k2rl.trackers.feed import Feed, Trackers
@@ -177,6 +178,36 @@ def test_one_that_hangs_holds_nothing_up_and_is_given_up_at_the_end(
     assert waiting == "waiting for slow to take in the rest, 0.2 s at most"
     assert lost == "tracker slow has not taken in everything within 0.2 s: left alone, the run goes on"
     assert (bool(hanging.lost), sound.lost, "closed" in scripted) == (True, "", True)
+
+
+HANGING = """
+import atexit, time
+from k2rl.trackers import TRACKERS, feed
+TRACKERS["yaml"], feed._PATIENCE_S, feed._SILENCE_S = "test_trackers:Scripted", 0.3, 0.1
+atexit.register(time.sleep, 600)
+from k2rl.cli import main
+main()
+"""
+
+
+def test_one_that_hangs_does_not_keep_the_process(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    save(recipe("run.trackers=[yaml]", "run.tracker_args.yaml={at: close, how: hang}"), tmp_path / "recipe.yaml")
+    command = [
+        sys.executable,
+        "-c",
+        HANGING,
+        "train",
+        str(tmp_path / "recipe.yaml"),
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tracker yaml has not taken in everything within 0.3 s" in done.stderr
+    assert done.stdout.startswith("the model is in ")
 
 
 def test_one_that_falls_far_behind_is_left_alone(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
