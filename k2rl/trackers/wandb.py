@@ -21,12 +21,7 @@ class Wandb:
             "config": dict(run.recipe),
         }
         # What the run prints is not wandb's to capture: its lines are drawn anew in place.
-        given |= {
-            "id": run.id,
-            "resume": "allow",
-            "config": dict(run.recipe),
-            "settings": wandb.Settings(console="off"),
-        }
+        given |= {"id": run.id, "resume": run.id and "allow", "settings": wandb.Settings(console="off")}
         self._run = wandb.init(**given | options)
         self.id: str | None = self._run.id
         # Not by wandb's own steps: these never go back, and it would drop iterations that are made again.
