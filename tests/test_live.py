@@ -256,6 +256,22 @@ def test_7_a_terminal_is_whole_after_an_error(tmp_path: Path, error: str) -> Non
     assert error.split("(")[0] in after
 
 
+def test_7_a_run_on_a_terminal(tmp_path: Path) -> None:
+    envs = {"math": {"id": "math", "args": {"level": 1}, "pool": 50, "budget": {"tokens": 12}}}
+    run = {"iterations": 2, "eval_tasks": 2, "eval_every": 1, "threads": 1}
+    data = {"model": {"path": "nano"}, "envs": envs, "run": run, "rollout": {"tasks": 2, "group_size": 2}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(data))  # JSON is YAML
+    arguments = ["k2rl", "train", str(tmp_path / "recipe.yaml"), "--run-dir", str(tmp_path / "run")]
+    out = on_a_terminal(f"import sys; sys.argv = {arguments!r}; from k2rl.cli import main; main()")
+    visible = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out)
+    last = visible.rpartition("iteration 2 of 2")[2]
+    row = next(text for text in last.splitlines() if text.startswith("math "))
+    assert re.search(r" \d+/12 +\d+→\d+ %$", row.rstrip())
+    assert re.search(r"took +(\d+\.\d s \d+% +){3}\d+\.\d s \d+%", last)
+    assert "errors    none" in last
+    assert "the model is in" in last
+
+
 def on_a_terminal(program: str) -> str:
     """What a Python program writes to a terminal of 80 x 24."""
     ours, theirs = pty.openpty()
