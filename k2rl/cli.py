@@ -23,6 +23,7 @@ from k2rl.cli_shared import arguments as _arguments
 from k2rl.cli_shared import print_json as _print_json
 from k2rl.cli_shared import print_table as _print_table
 from k2rl.errors import RunError, UserError
+from k2rl.terminal import shown_lines
 from k2rl.types import Split
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ def _run() -> None:
     try:
         app()
     except UserError as error:
-        _end(f"error: {error}", 2)
+        _end(f"error: {shown_lines(str(error))}", 2)
     except RunError as error:
-        _end(f"run failed: {error}", 1)
+        _end(f"run failed: {shown_lines(str(error))}", 1)
     except SystemExit as stop:
         if stop.code == 130:  # typer's code for Ctrl-C, which it reports without a word
             _end("interrupted", 130)

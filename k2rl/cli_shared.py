@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from k2rl.errors import UserError
+from k2rl.terminal import shown_lines
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 
@@ -39,5 +40,6 @@ def print_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) ->
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(row[column])) for column in columns))  # Text: no markup in others' words
+        # Others' words: no markup, and nothing a terminal would obey.
+        table.add_row(*(Text(shown_lines(str(row[column]))) for column in columns))
     Console().print(table)

@@ -201,7 +201,8 @@ def _train(run: Run, log: RunLog, resume: bool, quiet: bool) -> dict[str, Any]:
                 console.print(alarm, style="bold red", markup=False, soft_wrap=True)
             if recipe.run.eval_every and iteration % recipe.run.eval_every == 0:
                 results = evaluation(recipe, parts, True, "during")
-                metrics |= {f"eval/{env}/pass@1": r["pass@1"] for env, r in results.items()}
+                # An environment without a single verdict has none.
+                metrics |= {f"eval/{e}/pass@1": r["pass@1"] for e, r in results.items() if r["pass@1"] is not None}
             log.iteration(metrics, dump.rows(ranked, done.scored, parts.driver.limit))
             state = run.state({"eval_before": before, "wall_s": time.perf_counter() - started})
             if iteration % recipe.run.checkpoint_every == 0 or iteration == recipe.run.iterations:

@@ -294,3 +294,11 @@ class _Metadata(dict[str, str]):
 
     def get_all(self, key: str) -> list[str]:
         return ["x"]
+
+
+def test_an_error_colours_no_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["k2rl", "train", "no\x1b[31mrecipe"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "no\\x1b[31mrecipe" in capsys.readouterr().err
