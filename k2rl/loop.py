@@ -1,6 +1,6 @@
 """Reinforcement learning, one iteration at a time.
 
-Left out here on purpose: in which processes its parts live, which is `setup.py`'s and `cluster/`'s to know. What the
+Left out here on purpose: in which processes its parts live, which is `backends.py`'s and `cluster/`'s to know. What the
 disk holds is `runlog.py`'s and `checkpoint.py`'s; this page is the algorithm.
 """
 

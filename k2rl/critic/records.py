@@ -44,6 +44,11 @@ class Judgement:
         return (self.a_first > 0.5) == (self.b_first > 0.5) and (self.a_first < 0.5) == (self.b_first < 0.5)
 
 
+def source_of(kind: str, apart: bool) -> str:
+    """Who knows which of a pair is better."""
+    return "verified" if kind == "verified" else "apart" if apart else "degradation"
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two responses to one prompt of which it is known which is better: by a verifier (`kind` is `verified`), or
@@ -66,7 +71,7 @@ class Pair:
     @property
     def source(self) -> str:
         """Who knows which is better."""
-        return "verified" if self.kind == "verified" else "apart" if self.apart else "degradation"
+        return source_of(self.kind, self.apart)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from k2rl.critic.bounds import Share, bounds, student
 from k2rl.critic.metrics import Labelled, fitted_temperature, intervals, measure
-from k2rl.critic.records import JudgedPair, Judgement
+from k2rl.critic.records import JudgedPair, Judgement, source_of
 
 Floats = NDArray[np.float64]
 
@@ -126,7 +126,7 @@ class _Row:
 
     @property
     def source(self) -> str:
-        return "verified" if self.verified else "apart" if self.apart else "degradation"
+        return source_of(self.kind, self.apart)
 
     @property
     def correct(self) -> float:
